@@ -1,0 +1,72 @@
+"""Photographs in memory, and the batches a training run sees. Knows nothing of noise, networks or files' formats.
+
+A batch is told by (seed, step) alone, so a run that is resumed at step 1000 goes on with the very batch 1000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core import images
+
+LONGEST_SIDE = 2048
+"""Larger photographs are shrunk by a whole factor first: that removes JPEG's traces and the camera's own noise from the clean side."""
+
+
+class DataError(ValueError):
+    """Training pictures that can't be used; the message is for users."""
+
+
+def find(folders: Iterable[Path]) -> list[Path]:
+    """All files with a picture's suffix in the folders and below them, sorted; a file is taken as it is."""
+    suffixes = {suffix for form in images.FORMATS.values() for suffix in form.suffixes}
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.exists():
+            raise DataError(f"{folder} does not exist: name a folder with pictures in it")
+        inside = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+        found += [path for path in inside if path.is_file() and path.suffix.lower() in suffixes]
+    return found
+
+
+def read(path: Path) -> Tensor:
+    """One photograph as (H, W, 3) uint8, its longest side at most LONGEST_SIDE."""
+    pixels = images.read(path.read_bytes(), max_pixels=400_000_000).pixels
+    S = -(-max(pixels.shape[:2]) // LONGEST_SIDE)
+    H, W = pixels.shape[0] // S, pixels.shape[1] // S
+    pixels = pixels[: H * S, : W * S].reshape(H, S, W, S, 3).mean((1, 3))
+    return pixels.mul(255).round().to(torch.uint8)
+
+
+class Photographs:
+    """Pictures to cut patches from, each drawn in proportion to its area."""
+
+    def __init__(self, pictures: Sequence[Tensor], patch: int) -> None:
+        self.pictures = [p for p in pictures if min(p.shape[:2]) >= patch]
+        if not self.pictures:
+            raise DataError(f"none of {len(pictures)} pictures has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
+        self.patch = patch
+        self.areas = torch.tensor([float(p.shape[0] * p.shape[1]) for p in self.pictures])
+
+    def batch(self, size: int, generator: torch.Generator) -> Tensor:
+        """(size, patch, patch, 3) float in [0, 1], each patch in one of its eight orientations."""
+        chosen = torch.multinomial(self.areas, size, replacement=True, generator=generator).tolist()
+        places = torch.rand(size, 2, generator=generator).tolist()
+        turns = torch.randint(8, (size,), generator=generator).tolist()
+        P = self.patch
+        out = torch.empty(size, P, P, 3, dtype=torch.uint8)
+        for i, (index, (v, u), turn) in enumerate(zip(chosen, places, turns, strict=True)):
+            picture = self.pictures[index]
+            y, x = int(v * (picture.shape[0] - P + 1)), int(u * (picture.shape[1] - P + 1))
+            cut = picture[y : y + P, x : x + P].rot90(turn % 4)
+            out[i] = cut.flip(1) if turn >= 4 else cut
+        return out.float().div_(255)
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step of one run, whatever came before."""
+    return torch.Generator().manual_seed((seed << 32) + step)

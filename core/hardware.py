@@ -1,0 +1,41 @@
+"""Which device to compute on and in which precision, from what the machine reports. Computes nothing itself."""
+
+from __future__ import annotations
+
+import torch
+
+
+class DeviceError(ValueError):
+    """A device was asked for that this machine does not have."""
+
+
+def take(device: str = "auto") -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU; anything else is taken at its word.
+
+    Raises DeviceError at once when the device is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        taken = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f'device = "{device}" is not a device: use "auto", "cpu", "cuda" or "cuda:1"') from None
+    if taken.type not in ("cpu", "cuda"):
+        raise DeviceError(f'device = "{device}" is not supported: use "auto", "cpu" or "cuda"')
+    if taken.type == "cuda" and (taken.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise DeviceError(
+            f'device = "{device}" needs a CUDA GPU, and torch {torch.__version__} sees {found} here: use "auto" or "cpu", '
+            "or install the NVIDIA driver and a CUDA build of torch"
+        )
+    return taken
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device has instructions for its products (sums are kept in float32), float32 elsewhere."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities()
+        fast = bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
+    return torch.bfloat16 if fast else torch.float32

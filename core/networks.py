@@ -1,0 +1,82 @@
+"""The architectures, each a literal list of layers. Knows nothing of training, files or pictures' formats."""
+
+from __future__ import annotations
+
+import torch
+
+from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
+
+
+def unet(generator: torch.Generator | None = None) -> Sequential:
+    """The denoiser: (N, H, W, 4), picture and noise-level map -> (N, H, W, 3), the correction to add to the picture.
+
+    A U-Net (Ronneberger et al. 2015) of residual blocks with additive skips, as in DRUNet (Zhang et al. 2021), that starts at half
+    resolution as FFDNet does (Zhang et al. 2018). H and W must be divisible by 8. 4.3 M weights, 196 k multiply-adds a pixel.
+    """
+    g = generator
+    return Sequential(
+        SpaceToDepth(2),
+        Conv2d(16, 64, 3, padding=1, generator=g),
+        Residual(  # 1/2
+            _block(64, g),
+            _block(64, g),
+            Conv2d(64, 128, 2, stride=2, bias=False, generator=g),
+            Residual(  # 1/4
+                _block(128, g),
+                _block(128, g),
+                Conv2d(128, 256, 2, stride=2, bias=False, generator=g),
+                Residual(  # 1/8
+                    _block(256, g),
+                    _block(256, g),
+                ),
+                Conv2d(256, 512, 1, bias=False, generator=g),
+                DepthToSpace(2),
+                _block(128, g),
+                _block(128, g),
+            ),
+            Conv2d(128, 256, 1, bias=False, generator=g),
+            DepthToSpace(2),
+            _block(64, g),
+            _block(64, g),
+        ),
+        Conv2d(64, 12, 3, padding=1, gain=0.1, generator=g),
+        DepthToSpace(2),
+    )
+
+
+def _block(channels: int, g: torch.Generator | None) -> Residual:
+    return Residual(
+        Conv2d(channels, channels, 3, padding=1, bias=False, generator=g),
+        ReLU(),
+        Conv2d(channels, channels, 3, padding=1, bias=False, gain=0.1, generator=g),
+    )
+
+
+def noise2noise(generator: torch.Generator | None = None) -> Sequential:
+    """The small denoiser of the Noise2Noise experiment (see `core.reproduce`): (N, 32, 32, 3) -> (N, 32, 32, 3), both in [0, 1]."""
+    g = generator
+    return Sequential(
+        Conv2d(3, 32, 3, stride=2, padding=1, generator=g),
+        ReLU(),
+        Conv2d(32, 64, 5, stride=2, padding=2, generator=g),
+        ReLU(),
+        Upsampling(64, 32, 5, scale=2, padding=2, generator=g),
+        ReLU(),
+        Upsampling(32, 3, 3, scale=2, padding=1, generator=g),
+        Sigmoid(),
+    )
+
+
+ARCHITECTURES = {"unet": unet, "noise2noise": noise2noise}
+"""By the name that a weights file carries."""
+
+
+def multiply_adds(network: Module, step: int = 1) -> float:
+    """Multiply-adds of all convolutions per pixel of the network's input, as the layers are written; `step` is the grid's, 1 at the input."""
+    if isinstance(network, Sequential):
+        total = 0.0
+        for layer in network.layers:
+            total += multiply_adds(layer, step)
+            step = layer.reach(step)[1]
+        return total
+    return network.weight.numel() / network.reach(step)[1] ** 2 if isinstance(network, Conv2d) else 0.0

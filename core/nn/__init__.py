@@ -1,0 +1,31 @@
+"""The engine: layers with hand-written derivatives, losses and update rules, on plain tensors. No autograd, no library convolution."""
+
+from core.nn.activation import ReLU, Sigmoid
+from core.nn.conv import Conv2d, Upsampling
+from core.nn.loss import L1, MSE, Charbonnier
+from core.nn.module import Module, Parameter, Rule, Sequential, Tape
+from core.nn.optim import SGD, Adam
+from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
+from core.nn.skip import Concat, Residual
+
+__all__ = [
+    "L1",
+    "MSE",
+    "SGD",
+    "Adam",
+    "Charbonnier",
+    "Concat",
+    "Conv2d",
+    "DepthToSpace",
+    "Module",
+    "NearestUpsampling",
+    "Parameter",
+    "ReLU",
+    "Residual",
+    "Rule",
+    "Sequential",
+    "Sigmoid",
+    "SpaceToDepth",
+    "Tape",
+    "Upsampling",
+]

@@ -1,0 +1,167 @@
+"""Convolution layers and their three gradients. Knows nothing of how a convolution is computed: that is `products`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from core.nn import products
+from core.nn.module import Module, Tape
+from core.nn.products import Border, Pair
+
+Size = int | Pair
+"""One number for both directions, or (rows, columns)."""
+
+
+class Conv2d(Module):
+    """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
+
+    Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
+    nothing. Pass a `generator` for the same weights each time.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        bias: bool = True,
+        gain: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.kernel, self.stride, self.padding = _pair("kernel", kernel, 1), _pair("stride", stride, 1), _pair("padding", padding, 0)
+        self.in_channels = in_channels
+        bound = gain / math.sqrt(self.kernel[0] * self.kernel[1] * in_channels)
+        self.weight = torch.empty(*self.kernel, in_channels, out_channels).uniform_(-bound, bound, generator=generator)
+        self.bias = torch.zeros(out_channels) if bias else None
+        self.dweight: Tensor | None = None
+        self.dbias: Tensor | None = None
+        self.weights = ("weight", "bias") if bias else ("weight",)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, Ho, Wo, F)
+        self._check(x)
+        if tape is not None:
+            tape.append(x)
+        return products.convolve(x, self.weight.to(x.dtype), _like(self.bias, x), self.stride, self._border())
+
+    def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
+        x = tape.pop()
+        # y = convolve(x, weight) + bias: the first is linear in x and in weight, the second adds to every pixel
+        self.dweight = products.weight_gradient(x, dy, self.kernel, self.stride, self._border())
+        if self.bias is not None:
+            self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
+        return products.data_gradient(dy, self.weight.to(dy.dtype), self.stride, self._border(), (x.shape[1], x.shape[2]))
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        return max(max(P, K - 1 - P) for K, P in zip(self.kernel, self.padding, strict=True)) * step, max(self.stride) * step
+
+    def _border(self) -> Border:
+        return self.padding[0], self.padding[0], self.padding[1], self.padding[1]
+
+    def _grid(self, x: Tensor) -> Pair:
+        """Rows and columns of the picture that the kernel moves over."""
+        return x.shape[1], x.shape[2]
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[3] != self.in_channels:
+            raise ValueError(f"x has shape {tuple(x.shape)}: this layer takes (N, H, W, {self.in_channels}), channels last")
+        for side, size, K, P in zip(("rows", "columns"), self._grid(x), self.kernel, self.padding, strict=True):
+            if size + 2 * P < K:
+                raise ValueError(f"x gives {size} {side}, with padding (={P}) fewer than kernel (={K}): give a larger picture or more padding")
+
+
+class Upsampling(Conv2d):
+    """Nearest-neighbour upsampling by `scale`, then a convolution of stride 1, in one step and without the large picture between them.
+
+    Output row `i*S + r` meets through tap `a` the enlarged row `i*S + r + a - P`, a copy of the picture's row `i + (r + a - P) // S`. So
+    each of the S*S phases of the output is a small convolution of the picture as it came, whose taps are sums of taps of `weight`:
+
+        small[o, q, c, (r, s, f)] = sum over a, b of rows[o, r, a] * columns[q, s, b] * weight[a, b, c, f]
+
+    with zeros and ones in `rows` and `columns`. Behind an upsampling by 2, a 5x5 kernel becomes four of 3x3 on a quarter of the pixels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Size,
+        scale: Size = 2,
+        padding: Size = 0,
+        bias: bool = True,
+        gain: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, 1, padding, bias, gain, generator)
+        self.scale = _pair("scale", scale, 1)
+        self.rows, self.columns = (_phases(*side) for side in zip(self.scale, self.kernel, self.padding, strict=True))
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, H*S + 2*P - K + 1, ..., F)
+        self._check(x)
+        if tape is not None:
+            tape.append(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype).repeat(self.scale[0] * self.scale[1])
+        y = products.depth_to_space(products.convolve(x, self._small(x), bias, (1, 1), self._border_of(x)), self.scale)
+        H, W = self._size(x)
+        return y[:, :H, :W]
+
+    def backward(self, dy: Tensor, tape: Tape) -> Tensor:
+        x = tape.pop()
+        (S, T), (H, W), border = self.scale, self._size(x), self._border_of(x)
+        # y = depth_to_space(convolve(x, small))[:, :H, :W]
+        dphases = products.space_to_depth(products.pad(dy, (0, -H % S, 0, -W % T)), self.scale)
+        dsmall = products.weight_gradient(x, dphases, (len(self.rows), len(self.columns)), (1, 1), border)
+        # small = sum over a, b of rows * columns * weight
+        dsmall = dsmall.unflatten(3, (S, T, -1))
+        self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
+        if self.bias is not None:
+            self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
+        return products.data_gradient(dphases, self._small(dy), (1, 1), border, (x.shape[1], x.shape[2]))
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        fine = step // self.scale[0]
+        return super().reach(fine)[0] + step - fine, fine
+
+    def _small(self, x: Tensor) -> Tensor:
+        """The kernel of all phases, (O, Q, C, S*S*F), in the dtype of `x`."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))  # sums of taps are rounded once
+        small = torch.einsum("ora,qsb,abcf->oqcrsf", self.rows.to(weight), self.columns.to(weight), weight)
+        return small.flatten(3).to(x.dtype)
+
+    def _border_of(self, x: Tensor) -> Border:
+        """The border with which the small convolution yields just the rows and columns that the output's phases have."""
+        sides: list[int] = []
+        for S, K, P, size, out in zip(self.scale, self.kernel, self.padding, x.shape[1:3], self._size(x), strict=True):
+            first, last = -P // S, (S + K - 2 - P) // S
+            sides += [-first, -(-out // S) - size + last]
+        return sides[0], sides[1], sides[2], sides[3]
+
+    def _grid(self, x: Tensor) -> Pair:
+        return x.shape[1] * self.scale[0], x.shape[2] * self.scale[1]
+
+    def _size(self, x: Tensor) -> Pair:
+        """Rows and columns of the output."""
+        H, W = (size + 2 * P - K + 1 for size, P, K in zip(self._grid(x), self.padding, self.kernel, strict=True))
+        return H, W
+
+
+def _phases(S: int, K: int, P: int) -> Tensor:
+    """(O, S, K) of zeros and ones: does tap `a` of phase `r` fall on the picture's row `i + o`, `o` counted from the first that any needs?"""
+    offset = (torch.arange(S)[:, None] + torch.arange(K) - P).div(S, rounding_mode="floor")  # (S, K)
+    span = torch.arange(int(offset.min()), int(offset.max()) + 1)
+    return (offset == span[:, None, None]).float()
+
+
+def _pair(name: str, size: Size, least: int) -> Pair:
+    pair = (size, size) if isinstance(size, int) else (size[0], size[1])
+    if min(pair) < least:
+        raise ValueError(f"{name} (={size}) must be at least {least}")
+    return pair
+
+
+def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)

@@ -1,0 +1,52 @@
+"""Losses: a number to make small, and its derivative by the prediction. Means are over every element, in float32 or better."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class MSE:
+    """`mean((p - t)**2)`."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return _difference(prediction, target).square().mean()
+
+    def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # d/dp mean((p - t)**2) = 2 * (p - t) / number of elements
+        return _difference(prediction, target).mul(2 / prediction.numel()).to(prediction.dtype)
+
+
+class L1:
+    """`mean(|p - t|)`; the derivative at 0 is 0."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return _difference(prediction, target).abs().mean()
+
+    def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # d/dp mean(|p - t|) = sign(p - t) / number of elements
+        return _difference(prediction, target).sign().div(prediction.numel()).to(prediction.dtype)
+
+
+class Charbonnier:
+    """`mean(sqrt((p - t)**2 + epsilon**2))`, an L1 that is smooth at 0 (Charbonnier et al. 1994). `epsilon` is in the pictures' units."""
+
+    def __init__(self, epsilon: float = 1e-3) -> None:
+        if not epsilon > 0:
+            raise ValueError(f"epsilon (={epsilon}) must be above 0: use L1 for the loss without it")
+        self.epsilon = epsilon
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (_difference(prediction, target).square() + self.epsilon**2).sqrt().mean()
+
+    def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # d/dp mean(sqrt(e**2 + (p - t)**2)) = (p - t) / sqrt(e**2 + (p - t)**2) / number of elements
+        e = _difference(prediction, target)
+        return (e / (e.square() + self.epsilon**2).sqrt()).div(prediction.numel()).to(prediction.dtype)
+
+
+def _difference(prediction: Tensor, target: Tensor) -> Tensor:
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}: they must be equal")
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return prediction.to(dtype) - target.to(dtype)

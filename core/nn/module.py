@@ -1,0 +1,124 @@
+"""The contract that every layer keeps, and the containers' base. Knows nothing of convolutions, losses or data.
+
+Shape letters used all through `core.nn`:
+
+    N  pictures in a batch      H, W  rows and columns of the grid      C, F  channels in and out
+    K  side of a kernel         S     stride, or scale of a resampling  P     padding on one side
+
+Activations are `(N, H, W, C)`, kernels `(K, K, C, F)`: one pixel's channels lie side by side, so that a window's row is one run of
+memory and a convolution is a matrix product on shifted views. A derivative is named `d` and the value's name: `dy` is the loss's
+derivative by `y`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Tape = list[Any]
+"""What `forward` leaves for `backward`: each layer appends in forward order and pops in backward order. Inference passes none."""
+
+
+class Parameter(NamedTuple):
+    """A weight or bias with the derivative that the last `backward` left (None before the first)."""
+
+    name: str
+    value: Tensor
+    derivative: Tensor | None
+
+
+Rule = Callable[[Sequence[Parameter]], None]
+"""An update rule: changes the values in place by their derivatives. See `core.nn.optim`."""
+
+
+class Module:
+    """A layer: `forward`, its derivative `backward`, and `train`, `param` and `load` for what it learns."""
+
+    weights: tuple[str, ...] = ()
+    """Names of the attributes that are learned; the derivative of `weight` is kept as `dweight`."""
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """`y = f(x)`. With a tape it leaves there what `backward` needs; without one it keeps nothing."""
+        raise NotImplementedError
+
+    def backward(self, dy: Tensor, tape: Tape) -> Tensor:
+        """`dy` -> `dx`, the loss's derivative by the output to that by the input; keeps those by the weights for `param`."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        return self.forward(x, tape)
+
+    def modules(self) -> Iterator[tuple[str, Module]]:
+        """The layers directly inside this one, by name."""
+        return iter(())
+
+    def param(self) -> list[Parameter]:
+        """Every weight and bias with its derivative, own ones first, names as `0.weight`. Computes nothing, changes nothing."""
+        own = [Parameter(name, getattr(self, name), getattr(self, "d" + name, None)) for name in self.weights]
+        return own + [p._replace(name=f"{name}.{p.name}") for name, inner in self.modules() for p in inner.param()]
+
+    def train(self, rule: Rule) -> None:
+        """Updates the module's own weights and biases by `rule` and the derivatives of the last `backward`."""
+        rule(self.param())
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Takes weights by name, as `param` names them; they are copied into the module's own dtype and device.
+
+        Raises ValueError, before anything is changed, when a name is missing or unknown or a shape differs.
+        """
+        own = {p.name: p.value for p in self.param()}
+        if missing := sorted(own.keys() - values.keys()):
+            raise ValueError(f"weights {missing} are missing: this network needs {len(own)} tensors and was given {len(values)}")
+        if unknown := sorted(values.keys() - own.keys()):
+            raise ValueError(f"weights {unknown} are unknown to this network: load them into the architecture they were saved from")
+        for name, value in own.items():
+            if value.shape != values[name].shape:
+                raise ValueError(f"`{name}` has shape {tuple(values[name].shape)}, this network needs {tuple(value.shape)}")
+        for name, value in own.items():
+            value.copy_(values[name])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Module:
+        """Moves the weights to a device or dtype, in place, forgets derivatives, and returns the module."""
+        for name in self.weights:
+            setattr(self, name, getattr(self, name).to(device=device, dtype=dtype))
+            setattr(self, "d" + name, None)
+        for _, inner in self.modules():
+            inner.to(device, dtype)
+        return self
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        """How far, in pixels of the network's input, an output pixel may look, and the output grid's step in such pixels.
+
+        `step` is the input grid's. Tiles that overlap by the whole network's reach give the untiled result.
+        """
+        return 0, step
+
+
+class Sequential(Module):
+    """Layers one after another: `y = fn(... f2(f1(x)))`."""
+
+    def __init__(self, *layers: Module) -> None:
+        self.layers = layers
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer.forward(x, tape)
+        return x
+
+    def backward(self, dy: Tensor, tape: Tape) -> Tensor:
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy, tape)
+        return dy
+
+    def modules(self) -> Iterator[tuple[str, Module]]:
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        total = 0
+        for layer in self.layers:
+            reach, step = layer.reach(step)
+            total += reach
+        return total, step

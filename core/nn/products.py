@@ -1,0 +1,124 @@
+"""A convolution as matrix products on shifted views, on any device and in any float dtype. Knows nothing of layers, tapes or losses.
+
+Moving a window over a zero-bordered grid only moves the address it is read from: all windows of a picture are one strided *view* of it,
+`(N, Ho, Wo, K, K*C)`, in which nothing is copied. A strip of them small enough for the cache is laid out as a matrix, one row a window,
+and one product with the kernel as `(K*K*C, F)` gives the strip's output, each sum accumulated inside the product and rounded once.
+
+The two functions `convolve` and `weight_gradient` are the seam to the hardware: every convolution, its data gradient and the upsampling
+go through them, and a faster way to compute either takes its place here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one crops
+
+STRIP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Size of one strip's matrix: within a processor's last cache, or enough to fill an accelerator."""
+
+
+def pad(x: Tensor, border: Border) -> Tensor:  # (N, H, W, C) -> (N, H + top + bottom, W + left + right, C), contiguous
+    """Zeros around the picture, or a crop where the border is negative."""
+    top, bottom, left, right = border
+    N, H, W, C = x.shape
+    x = x[:, max(-top, 0) : H + min(bottom, 0), max(-left, 0) : W + min(right, 0)]
+    top, bottom, left, right = (max(side, 0) for side in border)
+    if not (top or bottom or left or right):
+        return x.contiguous()
+    h, w = x.shape[1:3]
+    y = x.new_empty(N, top + h + bottom, left + w + right, C)
+    y[:, :top].zero_()
+    y[:, top + h :].zero_()
+    y[:, top : top + h, :left].zero_()
+    y[:, top : top + h, left + w :].zero_()
+    y[:, top : top + h, left : left + w] = x
+    return y
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
+    """`y[n, i, j, f] = bias[f] + sum over a, b, c of xp[n, i*S + a, j*S + b, c] * weight[a, b, c, f]`, `xp` being `x` in its border.
+
+    x: (N, H, W, C), weight: (K, K, C, F), bias: (F,) or None, all of one dtype. Returns (N, Ho, Wo, F), `Ho = (H + top + bottom - K) // S + 1`.
+    """
+    windows = _windows(pad(x, border), weight.shape[:2], stride)
+    N, H, W = windows.shape[:3]
+    F = weight.shape[3]
+    kernel = weight.reshape(-1, F)
+    y = x.new_empty(N, H, W, F)
+    for n, h in _strips(windows):
+        strip, out = windows[n, h].reshape(-1, kernel.shape[0]), y[n, h].view(-1, F)
+        if bias is None:
+            torch.mm(strip, kernel, out=out)
+        else:
+            torch.addmm(bias, strip, kernel, out=out)
+    return y
+
+
+def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border) -> Tensor:
+    """`dweight[a, b, c, f] = sum over n, i, j of xp[n, i*S + a, j*S + b, c] * dy[n, i, j, f]`: (K, K, C, F), at least in float32."""
+    windows = _windows(pad(x, border), kernel, stride)
+    dy = dy.contiguous()
+    C, F = x.shape[3], dy.shape[3]
+    dweight = x.new_zeros(kernel[0] * kernel[1] * C, F, dtype=torch.promote_types(x.dtype, torch.float32))
+    for n, h in _strips(windows):
+        dweight += windows[n, h].reshape(-1, dweight.shape[0]).T @ dy[n, h].view(-1, F)
+    return dweight.view(*kernel, C, F)
+
+
+def data_gradient(dy: Tensor, weight: Tensor, stride: Pair, border: Border, size: Pair) -> Tensor:
+    """The derivative of `convolve` by `x`, (N, *size, C), which is a convolution again.
+
+    Row `u` of the bordered input met output row `i` through tap `a = u - i*S`. With `u = q*S + r` that is `a = r + S*j` for `i = q - j`:
+    each of the S phases `r` is a plain convolution of `dy`, its kernel every S-th tap turned around. All phases are computed at once as
+    S*S*C channels, and `depth_to_space` puts them in their places. With stride 1 it is the same kernel turned by 180 degrees.
+    """
+    (S, T), (A, B, C, F) = stride, weight.shape
+    J, L = -(-A // S), -(-B // T)  # taps of one phase
+    phases = pad(weight.reshape(1, A, B, C * F), (0, J * S - A, 0, L * T - B)).view(J, S, L, T, C, F)
+    turned = phases.flip(0, 2).permute(0, 2, 5, 1, 3, 4).reshape(J, L, F, S * T * C)
+    top, bottom, left, right = border
+    H, W = top + size[0] + bottom, left + size[1] + right
+    Q, R = -(-H // S), -(-W // T)  # rows and columns of the phases' grid
+    below, beside = Q - dy.shape[1], R - dy.shape[2]
+    dx = depth_to_space(convolve(dy, turned, None, (1, 1), (J - 1, below, L - 1, beside)), stride)
+    return pad(dx, (-top, H - bottom - Q * S, -left, W - right - R * T))
+
+
+def space_to_depth(x: Tensor, scale: Pair) -> Tensor:
+    """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order."""
+    N, H, W, C = x.shape
+    S, T = scale
+    return x.view(N, H // S, S, W // T, T, C).transpose(2, 3).reshape(N, H // S, W // T, S * T * C)
+
+
+def depth_to_space(x: Tensor, scale: Pair) -> Tensor:
+    """(N, H, W, S*S*C) -> (N, H*S, W*S, C), the inverse of `space_to_depth`."""
+    N, H, W, C = x.shape
+    S, T = scale
+    return x.view(N, H, W, S, T, C // (S * T)).transpose(2, 3).reshape(N, H * S, W * T, C // (S * T))
+
+
+def _windows(x: Tensor, kernel: torch.Size | Pair, stride: Pair) -> Tensor:
+    """Every window of a bordered, contiguous grid, as a view: (N, Ho, Wo, K, K*C), the last axis one run of memory."""
+    N, H, W, C = x.shape
+    (A, B), (S, T) = kernel, stride
+    size = (N, (H - A) // S + 1, (W - B) // T + 1, A, B * C)
+    return x.as_strided(size, (H * W * C, S * W * C, T * C, W * C, 1))
+
+
+def _strips(windows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cuts (N, Ho, ...) into whole pictures, or rows of one picture, of at most STRIP_BYTES laid out."""
+    N, H, W, A, B = windows.shape
+    rows = max(1, STRIP_BYTES[windows.device.type] // (W * A * B * windows.element_size()))
+    if rows < H:
+        for n in range(N):
+            for h in range(0, H, rows):
+                yield slice(n, n + 1), slice(h, h + rows)
+    else:
+        for n in range(0, N, rows // H):
+            yield slice(n, n + rows // H), slice(0, H)

@@ -1,0 +1,266 @@
+"""The training loop of the denoiser: photographs in, weights and their card out. Knows nothing of terminals or HTTP.
+
+One step is five verbs: take a batch, forward, loss, backward, train. All a run's choices are one `Recipe`; what it tells while it goes is
+one `Progress` after each step, and it stops when `stop` says so. A run is resumed to the very same losses, because a batch is told by
+(seed, step) and the checkpoint holds everything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core import data, hardware, metrics, noise, weights
+from core.networks import multiply_adds, unet
+from core.nn import L1, Adam, Module, Tape
+
+
+class TrainingError(RuntimeError):
+    """Training can't start or go on; the message is for users and says what was kept."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. `sigma` is the range of noise levels in [0, 1] image units; sizes are in pixels, times in seconds."""
+
+    data: tuple[Path, ...]
+    out: Path
+    steps: int = 7000
+    batch: int = 16
+    patch: int = 96
+    sigma: tuple[float, float] = (0.0, 55 / 255)
+    lr: float = 1e-3
+    warm_up: int = 200
+    average: float = 0.999
+    seed: int = 0
+    initial: Path | None = None
+    validation: Path | None = None
+    evaluate_every: int = 500
+    checkpoint_seconds: float = 180.0
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} (={getattr(self, name)}) must be at least 1")
+        if self.patch < 8 or self.patch % 8:
+            raise TrainingError(f"patch (={self.patch}) must be a multiple of 8 and at least 8: try 96")
+        if not 0 <= self.sigma[0] <= self.sigma[1] <= 1:
+            raise TrainingError(f"sigma (={self.sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps")
+        if not self.lr > 0:
+            raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise TrainingError(f'dtype (="{self.dtype}") must be "auto", "float32" or "bfloat16"')
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out.with_suffix(".checkpoint")
+
+    def lr_at(self, step: int) -> float:
+        """A straight warm-up, then half a cosine down to a thousandth."""
+        if step < self.warm_up:
+            return self.lr * (step + 1) / self.warm_up
+        gone = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.lr * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * gone)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells after each step. `psnr` in dB is the averaged weights' on the validation pictures, when they were just measured."""
+
+    step: int
+    steps: int
+    loss: float
+    psnr: float | None
+    pixels_per_second: float
+    seconds_left: float
+
+
+def correct(network: Module, noisy: Tensor, sigma: Tensor | float, dtype: torch.dtype, tape: Tape | None = None) -> Tensor:
+    """The denoised pictures: `noisy + network([noisy, sigma])`. The network computes in `dtype`, the sum is in float32.
+
+    noisy: (N, H, W, 3) float32, sigma: a number or (N, 1, 1, 1), in [0, 1] image units.
+    """
+    level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(*noisy.shape[:3], 1)
+    return noisy + network.forward(torch.cat((noisy, level), 3).to(dtype), tape).float()
+
+
+def train(
+    recipe: Recipe,
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+) -> Path:
+    """Trains to the recipe's last step, or until `stop`, and writes the averaged weights with their card to `recipe.out`.
+
+    Returns that path. Raises TrainingError, DataError, WeightsError or DeviceError; a loss that is not finite raises TrainingError and
+    leaves the weights and the checkpoint of before.
+    """
+    device = hardware.take(recipe.device)
+    dtype = hardware.fast_dtype(device) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    training, validation = _pictures(recipe)
+    run = _Run.resumed(recipe, device) if resume else _Run.started(recipe, device)
+    loss = L1()
+    started, first = time.monotonic(), run.step
+    saved = started
+
+    for noisy, clean, sigma in _batches(recipe, training, run.step):
+        noisy, clean, sigma = noisy.to(device), clean.to(device), sigma.to(device)
+        tape: Tape = []
+        denoised = correct(run.network, noisy, sigma, dtype, tape)
+        value = loss.forward(denoised, clean).item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {run.step}: lower lr (={recipe.lr}) and resume from {recipe.checkpoint}, "
+                f"which holds the weights of step {run.saved}"
+            )
+        run.network.backward(loss.backward(denoised, clean).to(dtype), tape)
+        run.update(recipe)
+
+        ended = run.step == recipe.steps or stop()
+        psnr = None
+        if ended or run.step % recipe.evaluate_every == 0:
+            psnr = run.evaluate(validation, dtype)
+        now = time.monotonic()
+        pace = (now - started) / (run.step - first)
+        report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, pace * (recipe.steps - run.step)))
+        if psnr is not None or now - saved > recipe.checkpoint_seconds:
+            run.save(recipe)
+            saved = now
+        if ended:
+            break
+    return recipe.out
+
+
+class _Run:
+    """All that changes while training: step, weights, their moving average, Adam's moments."""
+
+    def __init__(self, network: Module, device: torch.device) -> None:
+        self.network = network.to(device)
+        self.average = {p.name: p.value.clone() for p in network.param()}
+        self.adam = Adam()
+        self.step = self.saved = 0
+        self.psnr: dict[str, float] = {}
+
+    @classmethod
+    def started(cls, recipe: Recipe, device: torch.device) -> _Run:
+        if recipe.initial is not None:
+            return cls(weights.load(recipe.initial)[0], device)
+        return cls(unet(torch.Generator().manual_seed(recipe.seed)), device)
+
+    @classmethod
+    def resumed(cls, recipe: Recipe, device: torch.device) -> _Run:
+        tensors, metadata = weights.read(recipe.checkpoint)
+        kept, asked = json.loads(metadata["recipe"]), _plain(recipe)
+        for name in kept:
+            if kept[name] != asked.get(name) and name not in ("data", "out", "validation", "initial", "checkpoint_seconds", "device"):
+                raise TrainingError(f"{name} (={asked.get(name)}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew")
+        run = cls(unet(), device)
+        part = {kind: {n[len(kind) :]: t.to(device) for n, t in tensors.items() if n.startswith(kind)} for kind in ("now.", "average.", "adam.")}
+        run.network.load(part["now."])
+        run.average = part["average."]
+        run.step = run.saved = int(metadata["step"])
+        run.adam.resume(part["adam."], run.step)
+        return run
+
+    def update(self, recipe: Recipe) -> None:
+        """One step of Adam, and the moving average's; the average is shorter at the start, where weights change fast."""
+        self.adam.lr = recipe.lr_at(self.step)
+        self.network.train(self.adam)
+        self.step += 1
+        keep = min(recipe.average, self.step / (self.step + 9))
+        for name, value, _ in self.network.param():
+            self.average[name].lerp_(value, 1 - keep)
+
+    def evaluate(self, pictures: list[Tensor], dtype: torch.dtype) -> float:
+        """Mean PSNR in dB of the averaged weights at sigma 25/255, the same noise each time."""
+        network = unet()
+        network.load(self.average)
+        network.to(next(iter(self.average.values())).device, dtype)
+        total = 0.0
+        for i, clean in enumerate(pictures):
+            noisy = noise.add_gaussian(clean, 25 / 255, data.generator_of(0, i))
+            denoised = correct(network, noisy[None].to(network.param()[0].value.device), 25 / 255, dtype)
+            total += metrics.psnr(metrics.to_8bit(denoised[0].cpu()), clean)
+        self.psnr[str(self.step)] = round(total / len(pictures), 3)
+        return total / len(pictures)
+
+    def save(self, recipe: Recipe) -> None:
+        tensors = {f"now.{p.name}": p.value for p in self.network.param()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"adam.{name}": value for name, value in self.adam.state().items()}
+        weights.write(recipe.checkpoint, {n: t.cpu() for n, t in tensors.items()}, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
+        weights.save(recipe.out, {name: value.half() for name, value in self.average.items()}, self.card(recipe))
+        self.saved = self.step
+
+    def card(self, recipe: Recipe) -> weights.Card:
+        return {
+            "title": recipe.out.stem,
+            "architecture": "unet",
+            "summary": "Removes white Gaussian noise of a known or estimated level from photographs.",
+            "multiply_adds_a_pixel": round(multiply_adds(self.network)),
+            "weights": sum(p.value.numel() for p in self.network.param()),
+            "data": [folder.name for folder in recipe.data],
+            "recipe": {
+                "steps": f"{self.step} of {recipe.steps}",
+                "pixels": self.step * recipe.batch * recipe.patch**2,
+                "batch": f"{recipe.batch} of {recipe.patch}x{recipe.patch}",
+                "loss": "L1",
+                "optimiser": f"Adam {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}",
+                "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform",
+                "started from": recipe.initial.name if recipe.initial else "random weights",
+                "seed": recipe.seed,
+            },
+            "figures": {},
+        }
+
+
+def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
+    """The training pictures, and at most 12 to validate on: of the validation folder, or else held out."""
+    paths = data.find(recipe.data)
+    if recipe.validation is not None:
+        held = data.find([recipe.validation])
+        held = held[:: max(1, len(held) // 12)][:12]
+    else:
+        held = paths[:: max(2, len(paths) // 8)][:8]
+        paths = [path for path in paths if path not in held]
+    if not paths or not held:
+        raise data.DataError(f"{', '.join(map(str, recipe.data))}: two pictures are needed at least, one to train on and one to validate on")
+    with ThreadPoolExecutor() as readers:
+        training = data.Photographs(list(readers.map(data.read, paths)), recipe.patch)
+        validation = [p[: p.shape[0] // 8 * 8, : p.shape[1] // 8 * 8].float() / 255 for p in readers.map(data.read, held)]
+    return training, validation
+
+
+def _batches(recipe: Recipe, pictures: data.Photographs, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(noisy, clean, sigma) of each step from `step` on, made by another thread while the last one is used."""
+
+    def make(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = data.generator_of(recipe.seed, step)
+        clean = pictures.batch(recipe.batch, generator)
+        low, high = recipe.sigma
+        sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
+        return noise.add_gaussian(clean, sigma, generator), clean, sigma
+
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(make, step)
+        for step in range(step, recipe.steps):
+            batch = coming.result()
+            coming = maker.submit(make, step + 1)
+            yield batch
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON knows it."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))  # type: ignore[no-any-return]

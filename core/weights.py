@@ -1,0 +1,106 @@
+"""Weights on the disk: a safetensors file that carries its model card, and the same card beside it for people. Never a pickle.
+
+A file is written under a temporary name and renamed, so that a reader sees the old one or the new one and nothing between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from core.networks import ARCHITECTURES
+from core.nn import Module
+
+Card = dict[str, Any]
+
+
+class WeightsError(ValueError):
+    """A weights file that can't be used: the message names the file, what is wrong and the remedy."""
+
+
+def save(path: Path, values: Mapping[str, Tensor], card: Card) -> None:
+    """Writes `path` and, beside it, the card as `.md`. `card["architecture"]` is a name in ARCHITECTURES; values keep their dtype."""
+    metadata = {"format": "clearfold-1", "card": json.dumps(card, ensure_ascii=False)}
+    write(path, {name: value.detach().cpu().contiguous() for name, value in values.items()}, metadata)
+    _replace(path.with_suffix(".md"), card_text(card).encode())
+
+
+def load(path: Path) -> tuple[Module, Card]:
+    """The network, in float32 on the CPU, and its card. Raises WeightsError."""
+    values, metadata = read(path)
+    try:
+        card: Card = json.loads(metadata["card"])
+        architecture = ARCHITECTURES[card["architecture"]]
+    except KeyError as missing:
+        raise WeightsError(f"{path} is safetensors but not a model of this program ({missing} is unknown): use a file that `clearfold train` wrote") from None
+    for name, value in values.items():
+        if not value.isfinite().all():
+            raise WeightsError(f"{path}: `{name}` holds NaN or infinity: take an earlier copy of the file or train again")
+    network = architecture()
+    try:
+        network.load(values)
+    except ValueError as wrong:
+        raise WeightsError(f"{path}: {wrong}") from None
+    return network, card
+
+
+def write(path: Path, values: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes any tensors with their metadata, atomically."""
+    _replace(path, to_safetensors(dict(values), dict(metadata)))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Any safetensors file: its tensors on the CPU and its metadata. Raises WeightsError."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"{path} does not exist: name a .safetensors file, or a model of `clearfold models`") from None
+    except (safetensors.SafetensorError, OSError) as broken:
+        raise WeightsError(f"{path} is not a readable safetensors file ({broken}): it may be truncated, or of another format") from None
+
+
+def card_text(card: Card) -> str:
+    """The card as Markdown: one section an entry, tables for figures."""
+    lines = [f"# {card.get('title', 'Model')}", ""]
+    for key, value in card.items():
+        if key == "title":
+            continue
+        lines += [f"## {key.replace('_', ' ').capitalize()}", ""]
+        if isinstance(value, dict):
+            lines += ["| | |", "|---|---|", *(f"| {k} | {_text(v)} |" for k, v in value.items())]
+        elif isinstance(value, list):
+            lines += [f"- {_text(item)}" for item in value]
+        else:
+            lines += [_text(value)]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items())
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1 else str(value)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
