@@ -1,0 +1,16 @@
+"""Clearfold's network, trainer and pictures: tensors in, tensors out. Knows nothing of HTTP.
+
+    from core import Denoiser, images
+    denoiser = Denoiser.load("weights/gaussian.safetensors")
+    picture = images.read(open("noisy.jpg", "rb").read())
+    clean = picture.with_pixels(denoiser(picture.pixels))
+"""
+
+from core import images
+from core.data import DataError
+from core.denoiser import Cancelled, Denoiser
+from core.hardware import DeviceError
+from core.images import ImageError, Picture
+from core.weights import Card, WeightsError
+
+__all__ = ["Cancelled", "Card", "DataError", "Denoiser", "DeviceError", "ImageError", "Picture", "WeightsError", "images"]

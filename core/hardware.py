@@ -31,6 +31,13 @@ def take(device: str = "auto") -> torch.device:
     return taken
 
 
+def take_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is `fast_dtype`'s, else "float32" or "bfloat16". Raises DeviceError for any other."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise DeviceError(f'dtype = "{dtype}" must be "auto", "float32" or "bfloat16"')
+    return fast_dtype(device) if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device has instructions for its products (sums are kept in float32), float32 elsewhere."""
     if device.type == "cuda":

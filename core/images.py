@@ -206,7 +206,8 @@ def _image(picture: Picture, form: Format) -> Image.Image:
     mode = "I;16" if deep else ("L", "LA", "RGB", "RGBA")[pixels.shape[-1] - 1]
     buffer = bytearray(pixels.numel() * (2 if deep else 1))
     samples = torch.frombuffer(buffer, dtype=torch.uint16 if deep else torch.uint8).view(pixels.shape)
-    for rows, into in zip(torch.split(pixels, 256), torch.split(samples, 256), strict=True):  # by strips, to need little memory
+    # by strips of rows, so that no further float copy of the whole picture is made
+    for rows, into in zip(torch.split(pixels, 256), torch.split(samples, 256), strict=True):
         into.copy_(rows.clamp(0, 1).mul_(65535 if deep else 255).round_())
     return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), buffer)
 

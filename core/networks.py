@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
+from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Tape, Upsampling
+
+MULTIPLE = 8
+"""Height and width of what the U-Net takes are multiples of this."""
 
 
 def unet(generator: torch.Generator | None = None) -> Sequential:
@@ -71,8 +75,17 @@ ARCHITECTURES = {"unet": unet, "noise2noise": noise2noise}
 """By the name that a weights file carries."""
 
 
+def correct(network: Module, noisy: Tensor, sigma: Tensor | float, dtype: torch.dtype, tape: Tape | None = None) -> Tensor:
+    """The denoised pictures: `noisy + network([noisy, sigma])`. The network computes in `dtype`, the sum is in float32.
+
+    noisy: (N, H, W, 3) float32, sigma: a number or (N, 1, 1, 1), in [0, 1] image units.
+    """
+    level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(*noisy.shape[:3], 1)
+    return noisy + network.forward(torch.cat((noisy, level), 3).to(dtype), tape).float()
+
+
 def multiply_adds(network: Module, step: int = 1) -> float:
-    """Multiply-adds of all convolutions per pixel of the network's input, as the layers are written; `step` is the grid's, 1 at the input."""
+    """Multiply-adds of all convolutions per pixel of the network's input, as the layers are written; `step` is the input grid's."""
     if isinstance(network, Sequential):
         total = 0.0
         for layer in network.layers:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def add_gaussian(clean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:
-    """White Gaussian noise of standard deviation `sigma` on every channel, not clipped. `sigma` is a number or broadcasts to the picture."""
+    """White Gaussian noise of standard deviation `sigma` on every channel, not clipped. `sigma` may broadcast to the picture."""
     return clean + sigma * torch.randn(clean.shape, generator=generator)
 
 
@@ -29,7 +31,7 @@ def estimate_gaussian(pixels: Tensor, patch: int = 8, most: int = 40_000) -> flo
     rows = windows[::stride, ::stride].permute(2, 0, 1, 3, 4).reshape(C, -1, patch * patch).double()
     rows = rows - rows.mean(1, keepdim=True)
     spread = torch.linalg.eigvalsh(rows.mT @ rows / rows.shape[1]).clamp_min(0)  # (C, patch*patch), ascending
-    return sum(_flat_level(values) ** 0.5 for values in spread.tolist()) / C
+    return sum(math.sqrt(_flat_level(values)) for values in spread.tolist()) / C
 
 
 def _flat_level(ascending: list[float]) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from core import data, hardware, metrics, noise, weights
-from core.networks import multiply_adds, unet
+from core.networks import MULTIPLE, correct, multiply_adds, unet
 from core.nn import L1, Adam, Module, Tape
 
 
@@ -54,14 +54,12 @@ class Recipe:
         for name in ("steps", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} (={getattr(self, name)}) must be at least 1")
-        if self.patch < 8 or self.patch % 8:
-            raise TrainingError(f"patch (={self.patch}) must be a multiple of 8 and at least 8: try 96")
+        if self.patch < MULTIPLE or self.patch % MULTIPLE:
+            raise TrainingError(f"patch (={self.patch}) must be a multiple of {MULTIPLE}, and not 0: try 96")
         if not 0 <= self.sigma[0] <= self.sigma[1] <= 1:
             raise TrainingError(f"sigma (={self.sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps")
         if not self.lr > 0:
             raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise TrainingError(f'dtype (="{self.dtype}") must be "auto", "float32" or "bfloat16"')
 
     @property
     def checkpoint(self) -> Path:
@@ -87,15 +85,6 @@ class Progress:
     seconds_left: float
 
 
-def correct(network: Module, noisy: Tensor, sigma: Tensor | float, dtype: torch.dtype, tape: Tape | None = None) -> Tensor:
-    """The denoised pictures: `noisy + network([noisy, sigma])`. The network computes in `dtype`, the sum is in float32.
-
-    noisy: (N, H, W, 3) float32, sigma: a number or (N, 1, 1, 1), in [0, 1] image units.
-    """
-    level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(*noisy.shape[:3], 1)
-    return noisy + network.forward(torch.cat((noisy, level), 3).to(dtype), tape).float()
-
-
 def train(
     recipe: Recipe,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -108,7 +97,7 @@ def train(
     leaves the weights and the checkpoint of before.
     """
     device = hardware.take(recipe.device)
-    dtype = hardware.fast_dtype(device) if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    dtype = hardware.take_dtype(recipe.dtype, device)
     training, validation = _pictures(recipe)
     run = _Run.resumed(recipe, device) if resume else _Run.started(recipe, device)
     loss = L1()
@@ -163,15 +152,20 @@ class _Run:
     def resumed(cls, recipe: Recipe, device: torch.device) -> _Run:
         tensors, metadata = weights.read(recipe.checkpoint)
         kept, asked = json.loads(metadata["recipe"]), _plain(recipe)
-        for name in kept:
-            if kept[name] != asked.get(name) and name not in ("data", "out", "validation", "initial", "checkpoint_seconds", "device"):
-                raise TrainingError(f"{name} (={asked.get(name)}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew")
+        for name in kept.keys() - {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}:
+            if kept[name] != asked[name]:
+                raise TrainingError(
+                    f"{name} (={asked[name]}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew"
+                )
+
+        def part(kind: str) -> dict[str, Tensor]:
+            return {name.removeprefix(kind): value.to(device) for name, value in tensors.items() if name.startswith(kind)}
+
         run = cls(unet(), device)
-        part = {kind: {n[len(kind) :]: t.to(device) for n, t in tensors.items() if n.startswith(kind)} for kind in ("now.", "average.", "adam.")}
-        run.network.load(part["now."])
-        run.average = part["average."]
+        run.network.load(part("now."))
+        run.average = part("average.")
         run.step = run.saved = int(metadata["step"])
-        run.adam.resume(part["adam."], run.step)
+        run.adam.resume(part("adam."), run.step)
         return run
 
     def update(self, recipe: Recipe) -> None:
@@ -200,7 +194,7 @@ class _Run:
         tensors = {f"now.{p.name}": p.value for p in self.network.param()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= {f"adam.{name}": value for name, value in self.adam.state().items()}
-        weights.write(recipe.checkpoint, {n: t.cpu() for n, t in tensors.items()}, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
+        weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
         weights.save(recipe.out, {name: value.half() for name, value in self.average.items()}, self.card(recipe))
         self.saved = self.step
 
@@ -236,29 +230,32 @@ def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
         held = paths[:: max(2, len(paths) // 8)][:8]
         paths = [path for path in paths if path not in held]
     if not paths or not held:
-        raise data.DataError(f"{', '.join(map(str, recipe.data))}: two pictures are needed at least, one to train on and one to validate on")
+        folders = ", ".join(map(str, recipe.data))
+        raise data.DataError(f"{folders}: two pictures are needed at least, one to train on and one to validate on")
     with ThreadPoolExecutor() as readers:
         training = data.Photographs(list(readers.map(data.read, paths)), recipe.patch)
-        validation = [p[: p.shape[0] // 8 * 8, : p.shape[1] // 8 * 8].float() / 255 for p in readers.map(data.read, held)]
+        validation = [_whole(picture) for picture in readers.map(data.read, held)]
     return training, validation
 
 
-def _batches(recipe: Recipe, pictures: data.Photographs, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(noisy, clean, sigma) of each step from `step` on, made by another thread while the last one is used."""
+def _whole(picture: Tensor) -> Tensor:
+    """Floats in [0, 1], cut to the size the network takes."""
+    H, W = (size // MULTIPLE * MULTIPLE for size in picture.shape[:2])
+    return picture[:H, :W].float() / 255
 
-    def make(step: int) -> tuple[Tensor, Tensor, Tensor]:
+
+def _batches(recipe: Recipe, pictures: data.Photographs, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(noisy, clean, sigma) of each step from `first` on.
+
+    Made in the training thread: it takes a hundredth of a step, and a second thread's parallel loops would make OpenMP's workers, more
+    than there are cores then, sleep between the products (measured: half the speed).
+    """
+    for step in range(first, recipe.steps):
         generator = data.generator_of(recipe.seed, step)
         clean = pictures.batch(recipe.batch, generator)
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
-        return noise.add_gaussian(clean, sigma, generator), clean, sigma
-
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(make, step)
-        for step in range(step, recipe.steps):
-            batch = coming.result()
-            coming = maker.submit(make, step + 1)
-            yield batch
+        yield noise.add_gaussian(clean, sigma, generator), clean, sigma
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class WeightsError(ValueError):
 def save(path: Path, values: Mapping[str, Tensor], card: Card) -> None:
     """Writes `path` and, beside it, the card as `.md`. `card["architecture"]` is a name in ARCHITECTURES; values keep their dtype."""
     metadata = {"format": "clearfold-1", "card": json.dumps(card, ensure_ascii=False)}
-    write(path, {name: value.detach().cpu().contiguous() for name, value in values.items()}, metadata)
+    write(path, values, metadata)
     _replace(path.with_suffix(".md"), card_text(card).encode())
 
 
@@ -39,8 +39,8 @@ def load(path: Path) -> tuple[Module, Card]:
     try:
         card: Card = json.loads(metadata["card"])
         architecture = ARCHITECTURES[card["architecture"]]
-    except KeyError as missing:
-        raise WeightsError(f"{path} is safetensors but not a model of this program ({missing} is unknown): use a file that `clearfold train` wrote") from None
+    except (KeyError, ValueError, TypeError) as unknown:
+        raise WeightsError(f"{path} is no model of this program ({unknown}): use a file that `clearfold train` wrote") from None
     for name, value in values.items():
         if not value.isfinite().all():
             raise WeightsError(f"{path}: `{name}` holds NaN or infinity: take an earlier copy of the file or train again")
@@ -54,13 +54,13 @@ def load(path: Path) -> tuple[Module, Card]:
 
 def write(path: Path, values: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes any tensors with their metadata, atomically."""
-    _replace(path, to_safetensors(dict(values), dict(metadata)))
+    _replace(path, to_safetensors({name: value.cpu().contiguous() for name, value in values.items()}, dict(metadata)))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Any safetensors file: its tensors on the CPU and its metadata. Raises WeightsError."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise WeightsError(f"{path} does not exist: name a .safetensors file, or a model of `clearfold models`") from None

@@ -71,7 +71,9 @@ class Conv2d(Module):
             raise ValueError(f"x has shape {tuple(x.shape)}: this layer takes (N, H, W, {self.in_channels}), channels last")
         for side, size, K, P in zip(("rows", "columns"), self._grid(x), self.kernel, self.padding, strict=True):
             if size + 2 * P < K:
-                raise ValueError(f"x gives {size} {side}, with padding (={P}) fewer than kernel (={K}): give a larger picture or more padding")
+                raise ValueError(
+                    f"x gives {size} {side}, with padding (={P}) fewer than kernel (={K}): give a larger picture or more padding"
+                )
 
 
 class Upsampling(Conv2d):
@@ -116,15 +118,15 @@ class Upsampling(Conv2d):
         dphases = products.space_to_depth(products.pad(dy, (0, -H % S, 0, -W % T)), self.scale)
         dsmall = products.weight_gradient(x, dphases, (len(self.rows), len(self.columns)), (1, 1), border)
         # small = sum over a, b of rows * columns * weight
-        dsmall = dsmall.unflatten(3, (S, T, -1))
+        dsmall = dsmall.reshape(*dsmall.shape[:3], S, T, -1)
         self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
         return products.data_gradient(dphases, self._small(dy), (1, 1), border, (x.shape[1], x.shape[2]))
 
     def reach(self, step: int = 1) -> tuple[int, int]:
-        fine = step // self.scale[0]
-        return super().reach(fine)[0] + step - fine, fine
+        fine = -(-step // min(self.scale))
+        return super().reach(fine)[0] + step - step // max(self.scale), fine
 
     def _small(self, x: Tensor) -> Tensor:
         """The kernel of all phases, (O, Q, C, S*S*F), in the dtype of `x`."""
@@ -150,7 +152,7 @@ class Upsampling(Conv2d):
 
 
 def _phases(S: int, K: int, P: int) -> Tensor:
-    """(O, S, K) of zeros and ones: does tap `a` of phase `r` fall on the picture's row `i + o`, `o` counted from the first that any needs?"""
+    """(O, S, K) of zeros and ones: does tap `a` of phase `r` fall on row `i + o`, `o` counted from the first that any needs?"""
     offset = (torch.arange(S)[:, None] + torch.arange(K) - P).div(S, rounding_mode="floor")  # (S, K)
     span = torch.arange(int(offset.min()), int(offset.max()) + 1)
     return (offset == span[:, None, None]).float()

@@ -92,7 +92,8 @@ class Module:
     def reach(self, step: int = 1) -> tuple[int, int]:
         """How far, in pixels of the network's input, an output pixel may look, and the output grid's step in such pixels.
 
-        `step` is the input grid's. Tiles that overlap by the whole network's reach give the untiled result.
+        `step` is the input grid's. Tiles that overlap by the whole network's reach give the untiled result. Both are whole numbers, so
+        for a grid finer than the network's input, and where the two directions differ, they are upper bounds.
         """
         return 0, step
 

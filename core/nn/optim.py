@@ -33,9 +33,10 @@ class Adam:
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, parameters: Sequence[Parameter]) -> None:
+        derived = _derived(parameters)  # refused before anything is counted
         self.step += 1
         b1, b2 = self.betas
-        for name, value, derivative in _derived(parameters):
+        for name, value, derivative in derived:
             if name not in self.moments:
                 self.moments[name] = torch.zeros_like(value), torch.zeros_like(value)
             m, v = self.moments[name]
@@ -50,9 +51,9 @@ class Adam:
         return {f"{kind}.{name}": t for name, pair in self.moments.items() for kind, t in zip("mv", pair, strict=True)}
 
     def resume(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Takes back what `state` gave, so that the next update is the very one that would have come."""
+        """Takes a copy of what `state` gave, so that the next update is the very one that would have come."""
         names = [key[2:] for key in state if key.startswith("m.")]
-        self.moments = {name: (state["m." + name], state["v." + name]) for name in names}
+        self.moments = {name: (state["m." + name].clone(), state["v." + name].clone()) for name in names}
         self.step = step
 
 

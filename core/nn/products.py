@@ -43,7 +43,8 @@ def pad(x: Tensor, border: Border) -> Tensor:  # (N, H, W, C) -> (N, H + top + b
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
     """`y[n, i, j, f] = bias[f] + sum over a, b, c of xp[n, i*S + a, j*S + b, c] * weight[a, b, c, f]`, `xp` being `x` in its border.
 
-    x: (N, H, W, C), weight: (K, K, C, F), bias: (F,) or None, all of one dtype. Returns (N, Ho, Wo, F), `Ho = (H + top + bottom - K) // S + 1`.
+    x: (N, H, W, C), weight: (K, K, C, F), bias: (F,) or None, all of one dtype. Returns (N, Ho, Wo, F), where
+    `Ho = (H + top + bottom - K) // S + 1`.
     """
     windows = _windows(pad(x, border), weight.shape[:2], stride)
     N, H, W = windows.shape[:3]

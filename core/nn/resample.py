@@ -28,7 +28,7 @@ class NearestUpsampling(_Resample):
         return dy.reshape(N, H // S, S, W // S, S, C).sum((2, 4))
 
     def reach(self, step: int = 1) -> tuple[int, int]:
-        return step - step // self.scale, step // self.scale
+        return step - step // self.scale, -(-step // self.scale)
 
 
 class SpaceToDepth(_Resample):
@@ -61,4 +61,4 @@ class DepthToSpace(_Resample):
         return products.space_to_depth(dy, (self.scale, self.scale))
 
     def reach(self, step: int = 1) -> tuple[int, int]:
-        return step - step // self.scale, step // self.scale
+        return step - step // self.scale, -(-step // self.scale)

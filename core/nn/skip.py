@@ -12,7 +12,10 @@ class Residual(Sequential):
     """`y = x + f(x)`, `f` being the layers inside: a residual block (He et al. 2016), or a U-Net's level with an additive skip."""
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
-        return x + super().forward(x, tape)
+        y = super().forward(x, tape)
+        if y.shape != x.shape:
+            raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(x.shape)}: the layers of a Residual must keep the shape")
+        return x + y
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
         # y = x + f(x)
