@@ -1,9 +1,9 @@
 """Clearfold's network, trainer and pictures: tensors in, tensors out. Knows nothing of HTTP.
 
-    from core import Denoiser, images
-    denoiser = Denoiser.load("weights/gaussian.safetensors")
-    picture = images.read(open("noisy.jpg", "rb").read())
-    clean = picture.with_pixels(denoiser(picture.pixels))
+from core import Denoiser, images
+denoiser = Denoiser.load("weights/gaussian.safetensors")
+picture = images.read(open("noisy.jpg", "rb").read())
+clean = picture.with_pixels(denoiser(picture.pixels))
 """
 
 from core import images

@@ -108,9 +108,7 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
         limit = f"{max_pixels / 1e6:.6g}"
         raise ImageError(f"the picture is too large; at most {limit} megapixels are accepted: shrink it") from None
     except Exception as error:  # on hostile bytes Pillow raises nearly everything, from SyntaxError to MemoryError
-        raise ImageError(
-            f"the {name} picture is broken, cut short or of a rare kind: save it anew as plain PNG or JPEG"
-        ) from error
+        raise ImageError(f"the {name} picture is broken, cut short or of a rare kind: save it anew as plain PNG or JPEG") from error
 
 
 def write(picture: Picture, format: str | None = None, quality: int | None = None) -> bytes:
@@ -126,9 +124,7 @@ def write(picture: Picture, format: str | None = None, quality: int | None = Non
     form = FORMATS[name]
     height, width = picture.pixels.shape[:2]
     if max(height, width) > form.max_side:
-        raise ImageError(
-            f"the picture is {width} x {height}; {name} holds at most {form.max_side} a side: shrink it or choose png"
-        )
+        raise ImageError(f"the picture is {width} x {height}; {name} holds at most {form.max_side} a side: shrink it or choose png")
     image, options = _image(picture, form), form.options(95 if quality is None else quality, picture.grey)
     if name == "gif":
         image, options = _indexed(image)

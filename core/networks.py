@@ -71,8 +71,8 @@ def noise2noise(generator: torch.Generator | None = None) -> Sequential:
     )
 
 
-ARCHITECTURES = {"unet": unet, "noise2noise": noise2noise}
-"""By the name that a weights file carries."""
+ARCHITECTURES = {"unet": unet}
+"""The denoisers, by the name that a weights file carries."""
 
 
 def correct(network: Module, noisy: Tensor, sigma: Tensor | float, dtype: torch.dtype, tape: Tape | None = None) -> Tensor:

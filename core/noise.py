@@ -19,19 +19,21 @@ def estimate_gaussian(pixels: Tensor, patch: int = 8, most: int = 40_000) -> flo
     Chen, Zhu, Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015. Patches of a clean picture lie near a
     plane of few dimensions, so most eigenvalues of the patches' covariance are the noise's variance alone. The largest are taken away
     until those that remain are spread evenly, their mean equal to their median; that mean is the variance.
-    Each channel is measured by itself, `patch` by `patch`, from at most `most` patches spread over the picture; the result is their mean.
-    A side shorter than `patch` shortens the patch, and a picture of fewer than 2x2 pixels gives 0.
+    Patches are `patch` by `patch` in all channels together, at most `most` of them, spread over the picture. Equal channels count as one.
+    A short side shortens the patch, and a picture of a single row or column gives 0.
     """
     H, W, C = pixels.shape
     patch = min(patch, H // 2 + 1, W // 2 + 1)
-    if patch < 2:
+    if patch < 2 or min(H, W) < 2:
         return 0.0
+    if (pixels == pixels[..., :1]).all():
+        pixels, C = pixels[..., :1], 1
     windows = pixels.unfold(0, patch, 1).unfold(1, patch, 1)  # (h, w, C, patch, patch)
-    stride = max(1, int((windows.shape[0] * windows.shape[1] / most) ** 0.5))
-    rows = windows[::stride, ::stride].permute(2, 0, 1, 3, 4).reshape(C, -1, patch * patch).double()
-    rows = rows - rows.mean(1, keepdim=True)
-    spread = torch.linalg.eigvalsh(rows.mT @ rows / rows.shape[1]).clamp_min(0)  # (C, patch*patch), ascending
-    return sum(math.sqrt(_flat_level(values)) for values in spread.tolist()) / C
+    stride = max(1, math.ceil(math.sqrt(windows.shape[0] * windows.shape[1] / most)))
+    rows = windows[::stride, ::stride].reshape(-1, C * patch * patch)
+    rows = rows - rows.mean(0)
+    spread = torch.linalg.eigvalsh((rows.T @ rows).double() / len(rows)).clamp_min(0)
+    return math.sqrt(_flat_level(spread.tolist()))
 
 
 def _flat_level(ascending: list[float]) -> float:

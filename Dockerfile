@@ -1,0 +1,23 @@
+FROM python:3.11-slim
+
+# The heavy layer first: it changes only with the dependencies. torch's Linux wheel brings the CUDA libraries with it.
+WORKDIR /srv/clearfold
+COPY pyproject.toml LICENSE README.md ./
+RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
+    && pip install --no-cache-dir -r requirements.txt
+
+COPY core core
+COPY app app
+COPY weights weights
+RUN pip install --no-cache-dir --no-deps . && rm -rf build *.egg-info requirements.txt
+
+RUN useradd --create-home --uid 1000 clearfold && mkdir /data && chown clearfold /data
+USER clearfold
+WORKDIR /data
+
+ENV CLEARFOLD_HOST=0.0.0.0 CLEARFOLD_PORT=8000 CLEARFOLD_TRAIN_DIR=/data PYTHONUNBUFFERED=1
+EXPOSE 8000
+VOLUME /data
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"CLEARFOLD_PORT\"]}/readyz', timeout=2)"]
+CMD ["clearfold", "serve"]

@@ -1,0 +1,92 @@
+"""SGD and Adam on plain tensors: their formulas, their state, and what they refuse. (Per layer: test_module; whole runs: test_networks.)"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.nn import SGD, Adam, Parameter
+from tests.core.nn.errors import refused
+
+
+def problem(generator: torch.Generator) -> list[Parameter]:
+    return [
+        Parameter(name, *torch.randn(2, *shape, generator=generator, dtype=torch.float64))
+        for name, shape in [("a", (3, 4)), ("b.bias", (5,))]
+    ]
+
+
+def follow(rule: Adam, parameters: list[Parameter], steps: int) -> list[Tensor]:
+    """Steps down the slope of `sum(cos(value))`, so that each derivative hangs on where the last step went."""
+    for _ in range(steps):
+        rule([p._replace(derivative=-p.value.sin()) for p in parameters])
+    return [p.value.clone() for p in parameters]
+
+
+def test_adam_is_its_published_formula(generator: torch.Generator) -> None:
+    adam, value = Adam(0.1, (0.8, 0.9), 1e-3), torch.tensor([2.0, -1.0], dtype=torch.float64)
+    expected, m, v = value.tolist(), [0.0, 0.0], [0.0, 0.0]
+    for t in range(1, 6):
+        d = [math.cos(t), math.sin(t)]
+        adam([Parameter("a", value, torch.tensor(d, dtype=torch.float64))])
+        for i in range(2):
+            m[i] = 0.8 * m[i] + 0.2 * d[i]
+            v[i] = 0.9 * v[i] + 0.1 * d[i] ** 2
+            expected[i] -= 0.1 * (m[i] / (1 - 0.8**t)) / (math.sqrt(v[i] / (1 - 0.9**t)) + 1e-3)
+        assert value.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_first_step_of_adam_is_as_long_as_its_lr_whatever_the_derivatives_size() -> None:
+    for size in (1e-4, 1.0, 1e4):
+        value = torch.zeros(2, dtype=torch.float64)
+        Adam(0.01, epsilon=1e-15)([Parameter("a", value, torch.tensor([size, -size], dtype=torch.float64))])
+        assert value.tolist() == pytest.approx([-0.01, 0.01])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_adam_resumed_from_its_state_goes_on_bit_for_bit(steps: int, generator: torch.Generator) -> None:
+    parameters, whole = problem(generator), Adam(0.1)
+    follow(whole, parameters, steps)
+    copies = [p._replace(value=p.value.clone()) for p in parameters]
+    state = whole.state()
+    assert sorted(state) == ["m.a", "m.b.bias", "v.a", "v.b.bias"]
+    resumed = Adam(0.1)
+    resumed.resume(state, whole.step)
+    expected = follow(whole, parameters, 3)  # the first goes on while the state is held: the two must not share it
+    assert all(torch.equal(a, b) for a, b in zip(follow(resumed, copies, 3), expected, strict=True))
+    assert resumed.step == whole.step == steps + 3
+
+
+def test_a_state_once_resumed_is_not_changed_by_later_steps(generator: torch.Generator) -> None:
+    parameters, adam = problem(generator), Adam(0.1)
+    follow(adam, parameters, 1)
+    saved = {name: value.clone() for name, value in adam.state().items()}
+    given = {name: value.clone() for name, value in saved.items()}
+    adam.resume(given, 1)
+    follow(adam, parameters, 1)
+    assert all(torch.equal(given[name], saved[name]) for name in saved)
+
+
+def test_a_rate_set_between_steps_holds_from_the_next(generator: torch.Generator) -> None:
+    value = torch.zeros(1, dtype=torch.float64)
+    for rule in (SGD(1.0), Adam(1.0, epsilon=1e-12)):
+        rule([Parameter("a", value.zero_(), torch.ones(1, dtype=torch.float64))])
+        rule.lr = 0.5
+        rule([Parameter("a", value, torch.ones(1, dtype=torch.float64))])
+        assert value.item() == pytest.approx(-1.5)
+
+
+@pytest.mark.parametrize("rule", [SGD(0.5), Adam(0.5)], ids=["SGD", "Adam"])
+def test_weights_keep_their_dtype_whatever_the_derivatives(rule: SGD | Adam) -> None:
+    value = torch.ones(3, dtype=torch.bfloat16)
+    rule([Parameter("a", value, torch.ones(3, dtype=torch.float32))])
+    assert value.dtype == torch.bfloat16
+    assert value.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("rule", [SGD, Adam])
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan")])
+def test_a_rate_must_be_above_zero(rule: type[SGD], lr: float) -> None:
+    with refused(f"lr (={lr}) must be above 0"):
+        rule(lr)

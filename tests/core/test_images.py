@@ -1,0 +1,468 @@
+"""Every format and kind of picture comes back as itself, and no bytes raise anything but ImageError."""
+
+import contextlib
+import io
+import struct
+import zlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from core import images
+from core.images import FORMATS, ImageError, Picture
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(mode: str = "RGB", width: int = 7, height: int = 5) -> Image.Image:
+    """Random samples, so that a swapped channel, row or column shows."""
+    bands = len(Image.new(mode, (1, 1)).getbands()) * (2 if mode == "I;16" else 1)
+    samples = torch.randint(0, 256, (width * height * bands,), generator=torch.Generator().manual_seed(5))
+    return Image.frombytes(mode, (width, height), bytes(samples.tolist()))
+
+
+def smooth(width: int = 48, height: int = 32) -> Image.Image:
+    ramp = Image.linear_gradient("L").resize((width, height))
+    return Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ImageOps.invert(ramp)))
+
+
+def encoded(image: Image.Image, format: str = "png", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=format, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def levels(image: Image.Image) -> torch.Tensor:
+    """8-bit samples by Pillow's own way out, one pixel at a time: (H, W, C) in [0, 1]."""
+    flat = torch.tensor([image.getpixel((x, y)) for y in range(image.height) for x in range(image.width)])
+    return flat.view(image.height, image.width, -1).float() / 255
+
+
+def picture(height: int = 5, width: int = 7, **fields: Any) -> Picture:
+    return Picture(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(3)), **fields)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of the given chunks, each with a right sum."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def header(width: int, height: int, bits: int = 8, colour: int = 0) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    return data[:33] + png((kind, body))[8:] + data[33:]
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x010F] = "Maker"
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_written_picture_is_sniffed_and_opened_by_another_reader_as_its_format(name: str) -> None:
+    data = images.write(picture(), name)
+    assert images.sniff(data) == name
+    assert Image.open(io.BytesIO(data)).get_format_mimetype() == FORMATS[name].media_type
+
+
+def test_the_table_is_keyed_by_name_and_holds_the_formats_promised() -> None:
+    assert {"png", "jpeg", "webp", "tiff", "bmp", "gif"} <= set(FORMATS)
+    assert all(form.name == name and form.suffixes for name, form in FORMATS.items())
+
+
+def test_a_picture_is_written_in_the_format_it_came_in_unless_told_otherwise() -> None:
+    came = images.read(encoded(noise(), "bmp"))
+    assert images.sniff(images.write(came)) == "bmp"
+    assert images.sniff(images.write(came, "png")) == "png"
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(name, mode) for name in ("png", "tiff") for mode in ("L", "RGB", "LA", "RGBA")]
+    + [("bmp", "L"), ("bmp", "RGB")],
+)  # fmt: skip
+def test_a_lossless_format_gives_the_same_samples_in_the_same_mode(name: str, mode: str) -> None:
+    source = noise(mode)
+    came = images.read(encoded(source, name))
+    assert came.grey is mode.startswith("L")
+    back = decoded(images.write(came))
+    assert (back.mode, back.tobytes()) == (source.mode, source.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA"])
+def test_pixels_are_the_files_samples_over_255(mode: str) -> None:
+    source = noise(mode)
+    came, samples = images.read(encoded(source)), levels(source)
+    assert (came.pixels.dtype, came.pixels.shape) == (torch.float32, (5, 7, 3))
+    assert torch.equal(came.pixels, samples[..., :1].expand(-1, -1, 3) if came.grey else samples[..., :3])
+    if "A" in mode:
+        assert came.alpha is not None
+        assert torch.equal(came.alpha, samples[..., -1])
+    else:
+        assert came.alpha is None
+
+
+def test_colour_under_full_transparency_is_kept() -> None:
+    source = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
+    came = images.read(encoded(source))
+    for name in ("png", "tiff", "webp"):
+        assert decoded(images.write(came, name, quality=100)).getpixel((2, 2)) == (200, 100, 50, 0), name
+
+
+@pytest.mark.parametrize("name", ["png", "tiff"])
+def test_sixteen_bit_grey_keeps_every_bit(name: str) -> None:
+    source = noise("I;16")
+    came = images.read(encoded(source, name))
+    assert (came.depth, came.grey) == (16, True)
+    assert came.pixels[2, 3, 0].item() == pytest.approx(source.getpixel((3, 2)) / 65535)
+    back = decoded(images.write(came))
+    assert (back.mode, back.tobytes()) == ("I;16", source.tobytes())
+    assert decoded(images.write(came, "jpeg")).mode == "L"
+
+
+def test_sixteen_bit_grey_tiff_is_read_in_both_byte_orders_and_both_polarities() -> None:
+    source = noise("I;16")
+    swapped = source.convert("I").convert("I;16B")
+    white_is_zero = encoded(source, "tiff", tiffinfo={262: 0})
+    came = images.read(encoded(source, "tiff"))
+    assert torch.equal(images.read(encoded(swapped, "tiff")).pixels, came.pixels)
+    assert torch.equal(images.read(white_is_zero).pixels, 1 - came.pixels)
+
+
+def test_one_bit_pictures_become_grey() -> None:
+    came = images.read(encoded(noise("L").convert("1")))
+    assert came.grey
+    assert set(came.pixels.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["png", "tiff", "bmp", "gif"])
+def test_palette_pictures_become_the_colours_they_show(name: str) -> None:
+    source = noise().quantize(16)
+    came = images.read(encoded(source, name))
+    assert torch.equal(came.pixels, levels(source.convert("RGB")))
+    assert images.read(images.write(came)).pixels.equal(came.pixels)
+
+
+def test_transparent_palette_and_colour_keys_become_alpha() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    keyed = Image.new("RGB", (2, 1), (1, 2, 3))
+    keyed.putpixel((0, 0), (9, 9, 9))
+    for data in (encoded(palette, transparency=0), encoded(keyed, transparency=(9, 9, 9))):
+        alpha = images.read(data).alpha
+        assert alpha is not None
+        assert alpha.tolist() == [[0.0, 1.0]]
+
+
+def test_a_gif_of_255_colours_and_transparency_comes_back_exactly() -> None:
+    source = Image.new("P", (16, 16))
+    source.putpalette([channel for index in range(256) for channel in (index, 255 - index, index * 7 % 256)])
+    source.putdata(range(256))
+    came = images.read(encoded(source, "gif", transparency=9))
+    back = images.read(images.write(came))
+    assert came.alpha is not None
+    assert back.alpha is not None
+    seen = came.alpha == 1
+    assert seen.sum() == 255
+    assert back.alpha.equal(came.alpha)
+    assert back.pixels[seen].equal(came.pixels[seen])
+
+
+@pytest.mark.parametrize(("name", "quality"), [("jpeg", None), ("webp", None), ("webp", 100), ("avif", None)])
+def test_a_lossy_format_stays_near(name: str, quality: int | None) -> None:
+    if name not in FORMATS:
+        pytest.skip("this Pillow has no AVIF")
+    came = images.read(encoded(smooth()))
+    back = images.read(images.write(came, name, quality))
+    assert (back.pixels - came.pixels).abs().mean().item() < (1e-9 if quality == 100 else 0.01)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "avif"])
+def test_grey_stays_grey_in_a_lossy_format(name: str) -> None:
+    if name not in FORMATS:
+        pytest.skip("this Pillow has no AVIF")
+    assert images.read(images.write(picture(grey=True), name)).grey
+
+
+def test_chroma_is_not_halved_in_jpeg() -> None:
+    data = images.write(picture(), "jpeg")
+    frame = data.index(b"\xff\xc0")
+    assert [data[frame + 11 + 3 * channel] for channel in range(3)] == [0x11, 0x11, 0x11]
+
+
+def test_samples_are_rounded_not_truncated_and_clamped() -> None:
+    pixels = torch.tensor([-0.5, 0.6 / 255, 99.4 / 255, 99.6 / 255, 254.9 / 255, 1.5]).view(1, 6, 1).expand(1, 6, 3)
+    assert [p[0] for p in decoded(images.write(Picture(pixels))).get_flattened_data()] == [0, 1, 99, 100, 255, 255]
+
+
+def test_grey_is_the_mean_of_the_channels() -> None:
+    pixels = torch.tensor([10.0, 20.0, 60.0]).div(255).expand(1, 1, 3)
+    assert decoded(images.write(Picture(pixels, grey=True))).getpixel((0, 0)) == 30
+
+
+@pytest.mark.parametrize("name", ["jpeg", "bmp"])
+def test_transparency_is_laid_on_white_where_a_format_has_none(name: str) -> None:
+    data = images.write(Picture(torch.zeros(8, 8, 3), alpha=torch.full((8, 8), 0.25)), name)
+    assert decoded(data).getpixel((3, 3)) == (191, 191, 191)
+
+
+def test_with_pixels_changes_nothing_else() -> None:
+    before = picture(alpha=torch.ones(5, 7), grey=True, depth=16, format="tiff", icc=b"i", exif=b"e")
+    after = before.with_pixels(torch.zeros(5, 7, 3))
+    assert (after.alpha, after.grey, after.depth, after.format, after.icc, after.exif) == (
+        before.alpha, True, 16, "tiff", b"i", b"e")  # fmt: skip
+
+
+# --- orientation, profile, EXIF --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "tiff", "avif"])
+def test_every_orientation_is_applied_once_and_reset(name: str, orientation: int) -> None:
+    if name not in FORMATS:
+        pytest.skip("this Pillow has no AVIF")
+    options = {"lossless": True} if name == "webp" else {"quality": 95} if name in ("jpeg", "avif") else {}
+    data = encoded(smooth(), name, exif=exif(orientation), **options)
+    came = images.read(data)
+    upright = ImageOps.exif_transpose(decoded(data))
+    assert came.pixels.shape[:2] == ((48, 32) if orientation > 4 else (32, 48))
+    assert torch.equal(came.pixels, levels(upright.convert("RGB")))
+    again = images.read(images.write(came, "png"))
+    assert torch.equal(again.pixels, came.pixels)
+    assert decoded(images.write(came, "png")).getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_resetting_the_orientation_leaves_every_other_byte_of_exif(order: str) -> None:
+    def block(orientation: int) -> bytes:
+        start = b"II*\0" if order == "<" else b"MM\0*"
+        entries = struct.pack(order + "HHHIHH", 1, 0x0112, 3, 1, orientation, 0)
+        return b"Exif\0\0" + start + struct.pack(order + "I", 8) + entries + b"\0\0\0\0" + b"maker's own bytes"
+
+    came = images.read(encoded(noise(), "jpeg", exif=block(6)))
+    assert came.exif == block(1)
+    assert images.read(images.write(came)).exif == block(1)
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "tiff", "avif"])
+def test_profile_and_exif_come_back(name: str) -> None:
+    if name not in FORMATS:
+        pytest.skip("this Pillow has no AVIF")
+    tags = Image.Exif()
+    tags[0x010F] = "Maker"
+    tags.get_ifd(0x8769)[0x829A] = 0.5  # exposure time
+    came = images.read(encoded(noise(), name, icc_profile=SRGB, exif=tags.tobytes()))
+    back = decoded(images.write(came))
+    assert (came.icc, back.info["icc_profile"]) == (SRGB, SRGB)
+    assert back.getexif()[0x010F] == "Maker"
+    assert back.getexif().get_ifd(0x8769)[0x829A] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of broken blocks so
+@pytest.mark.parametrize("broken", [b"", b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"junk" * 9])
+def test_a_broken_exif_block_is_dropped(broken: bytes) -> None:
+    for name in ("png", "jpeg", "webp"):
+        came = images.read(encoded(noise(), name, exif=broken))
+        assert came.exif is None
+        assert images.write(came)
+
+
+@pytest.mark.skipif("avif" not in FORMATS, reason="this Pillow has no AVIF")
+def test_a_broken_exif_block_is_dropped_from_avif_too() -> None:
+    data = encoded(noise(), "avif", exif=exif(1))
+    assert images.read(data).exif is not None
+    broken = data.replace(exif(1)[6:14], b"no tiff!")
+    assert broken != data
+    assert images.read(broken).exif is None
+
+
+def test_exif_that_the_format_cannot_hold_is_left_out() -> None:
+    long = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + bytes(70_000)
+    came = images.read(encoded(noise(), "png", exif=long))
+    assert came.exif == long
+    assert images.read(images.write(came, "jpeg")).exif is None
+
+
+def test_a_profile_that_is_broken_or_of_another_colour_space_is_dropped() -> None:
+    of_lab = SRGB[:16] + b"Lab " + SRGB[20:]
+    of_grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    for profile in (b"junk", SRGB[:-200], of_lab, of_grey):
+        assert images.read(encoded(noise(), "jpeg", icc_profile=profile)).icc is None
+    assert images.read(encoded(noise("L"), "jpeg", icc_profile=of_grey)).icc == of_grey
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refusal(data: bytes, **limits: int) -> str:
+    with pytest.raises(ImageError) as caught:
+        images.read(data, **limits)
+    return str(caught.value)
+
+
+def test_what_is_no_picture_is_refused_with_the_formats_that_are() -> None:
+    known = ", ".join(FORMATS)
+    for data in (b"", b"\0", b"<svg/>", b"%PDF-1.7", b"GIF", b"BMW is no bitmap, and neither is this"):
+        assert refusal(data) == f"the file is no picture of a known format: send one of {known}"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_cut_short_is_refused_never_filled_with_grey(name: str) -> None:
+    data = images.write(picture(64, 64), name)
+    for length in (len(data) // 4, len(data) // 2, len(data) * 9 // 10):
+        assert refusal(data[:length]).endswith(("save it anew as plain PNG or JPEG", "send an unharmed copy"))
+
+
+def test_a_png_with_one_wrong_byte_is_refused() -> None:
+    data = bytearray(encoded(noise()))
+    data[data.index(b"IDAT") + 9] ^= 1
+    assert refusal(bytes(data)) == "the png picture's IDAT part is damaged or cut short: send an unharmed copy"
+
+
+def test_damage_in_a_png_chunk_that_is_not_needed_is_dropped() -> None:
+    data = bytearray(encoded(noise(), icc_profile=SRGB))
+    data[data.index(b"iCCP") + 40] ^= 1
+    assert images.read(bytes(data)).icc is None
+
+
+def test_size_is_refused_from_the_header_before_decoding() -> None:
+    assert refusal(png(header(20_000, 20_000, bits=1), (b"IDAT", b""), (b"IEND", b""))) == (
+        "the picture has 400 megapixels; at most 40 are accepted: shrink it or raise max_pixels"
+    )
+    assert refusal(png(header(2**31 - 1, 1), (b"IDAT", b""), (b"IEND", b""))) == (
+        "the picture is 2147483647 x 1; a side may be at most 32768: shrink it"
+    )
+    assert "at most 3.4e-05 are accepted" in refusal(encoded(noise()), max_pixels=34)
+    assert images.read(encoded(noise()), max_pixels=35).pixels.shape == (5, 7, 3)
+
+
+def test_text_and_profiles_that_inflate_without_end_are_dropped() -> None:
+    bomb = zlib.compress(bytes(20_000_000))
+    for kind, head in ((b"iCCP", b"name\0\0"), (b"zTXt", b"name\0\0"), (b"iTXt", b"name\0\1\0\0\0")):
+        assert images.read(with_chunk(encoded(noise()), kind, head + bomb)).icc is None
+
+
+def test_what_trails_a_png_is_not_written_again() -> None:
+    assert b"PK\3\4" not in images.write(images.read(encoded(noise()) + b"PK\3\4 an archive"))
+
+
+def test_a_jpeg_of_countless_scans_is_refused() -> None:
+    data = encoded(smooth(), "jpeg", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    assert images.read(data).pixels.shape == (32, 48, 3)
+    assert refusal(data[:scan] + data[scan:-2] * 100 + data[-2:]) == (
+        "the jpeg picture has more than 64 scans: save it anew, not progressive"
+    )
+
+
+@pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
+def test_further_frames_are_refused_with_their_count(name: str) -> None:
+    frames = [noise().point(lambda level, step=step: level ^ step) for step in (1, 64, 128)]
+    assert refusal(encoded(frames[0], name, save_all=True, append_images=frames[1:])) == (
+        "the file holds 3 frames; it must hold 1: save the one you want as its own file"
+    )
+
+
+def test_depth_that_would_be_lost_is_refused() -> None:
+    deep = "the picture has 16-bit colour; only 8-bit colour is read: save it with 8 bits"
+    for colour in (2, 4, 6):
+        assert refusal(png(header(1, 1, 16, colour), (b"IDAT", b""), (b"IEND", b""))) == deep
+    tiff = encoded(noise(), "tiff")
+    bits = struct.unpack_from("<I", tiff, tiff.index(struct.pack("<HHI", 258, 3, 3)) + 8)[0]
+    assert refusal(tiff[:bits] + struct.pack("<3H", 16, 16, 16) + tiff[bits + 6 :]) == deep
+    assert refusal(encoded(Image.new("I;16", (2, 2)), transparency=7)) == (
+        "the picture has 16 bits and transparency; only opaque 16-bit grey is read: save it opaque"
+    )
+    assert refusal(encoded(Image.new("F", (2, 2), float("nan")), "tiff")) == (
+        "the picture's samples are floats or signed; they must be unsigned: save it with 8 bits"
+    )
+    for name in ("jpeg", "tiff"):
+        assert refusal(encoded(Image.new("CMYK", (2, 2)), name)) == (
+            "the picture's samples are CMYK; they must be grey or RGB: convert it to RGB first"
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_never_reach_an_encoder(value: float) -> None:
+    bad = torch.full((2, 2, 3), 0.5)
+    bad[1, 0, 2] = value
+    message = "the picture holds NaN or infinity; every sample must be a number: mend it before writing"
+    for broken in (Picture(bad), Picture(torch.zeros(2, 2, 3), alpha=bad[..., 2])):
+        with pytest.raises(ImageError) as caught:
+            images.write(broken)
+        assert str(caught.value) == message
+
+
+def test_an_unknown_format_and_a_quality_out_of_range_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"^format = 'psd'; it must be one of png, jpeg, .*: choose one of them$"):
+        images.write(picture(), "psd")
+    for quality in (0, 101):
+        with pytest.raises(ImageError, match=f"^quality = {quality}; it must lie between 1 and 100: choose such"):
+            images.write(picture(), "jpeg", quality)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("webp", 16_383), ("jpeg", 65_500)])
+def test_a_picture_larger_than_its_encoder_takes_is_refused(name: str, limit: int) -> None:
+    assert images.write(picture(1, limit), name)
+    with pytest.raises(ImageError) as caught:
+        images.write(picture(1, limit + 1), name)
+    assert str(caught.value) == (
+        f"the picture is {limit + 1} x 1; {name} holds at most {limit} a side: shrink it or choose png"
+    )
+
+
+SEEDS = [images.write(picture(9, 9), name) for name in FORMATS] + [
+    images.write(picture(9, 9, grey=True, depth=16), "tiff"),
+    encoded(noise(), "jpeg", exif=exif(6), icc_profile=SRGB),
+    encoded(noise(), "tiff", exif=exif(6), icc_profile=SRGB),
+    encoded(noise().quantize(16), "png", transparency=0),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of broken blocks so
+@settings(deadline=2000, max_examples=200)
+@given(seed=st.sampled_from(SEEDS), keep=st.integers(0, 400), tail=st.binary(max_size=200))
+@example(seed=b"\xff\xd8\xff", keep=3, tail=b"")
+def test_the_head_of_a_picture_and_any_bytes_give_a_picture_or_an_image_error(
+    seed: bytes, keep: int, tail: bytes
+) -> None:
+    with contextlib.suppress(ImageError):
+        assert images.read(seed[:keep] + tail).pixels.shape[-1] == 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of broken blocks so
+@settings(deadline=2000, max_examples=200)
+@given(seed=st.sampled_from(SEEDS), changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=6))
+def test_a_picture_with_any_bytes_changed_gives_a_picture_that_can_be_written_or_an_image_error(
+    seed: bytes, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(seed)
+    for place, value in changes:
+        data[place % len(data)] = value
+    with contextlib.suppress(ImageError):
+        came = images.read(bytes(data), max_pixels=100_000)
+        assert images.sniff(images.write(came)) == came.format
