@@ -60,6 +60,8 @@ class Recipe:
             raise TrainingError(f"sigma (={self.sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps")
         if not self.lr > 0:
             raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
+        if self.out.suffix != ".safetensors" or self.out.is_dir():
+            raise TrainingError(f"out (={self.out}) must be a file that ends in .safetensors: try model.safetensors")
 
     @property
     def checkpoint(self) -> Path:
@@ -110,10 +112,7 @@ def train(
         denoised = correct(run.network, noisy, sigma, dtype, tape)
         value = loss.forward(denoised, clean).item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {run.step}: lower lr (={recipe.lr}) and resume from {recipe.checkpoint}, "
-                f"which holds the weights of step {run.saved}"
-            )
+            raise run.lost(recipe, f"the loss is {value}")
         run.network.backward(loss.backward(denoised, clean).to(dtype), tape)
         run.update(recipe)
 
@@ -150,9 +149,12 @@ class _Run:
 
     @classmethod
     def resumed(cls, recipe: Recipe, device: torch.device) -> _Run:
+        if not recipe.checkpoint.exists():
+            raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
         tensors, metadata = weights.read(recipe.checkpoint)
         kept, asked = json.loads(metadata["recipe"]), _plain(recipe)
-        for name in kept.keys() - {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}:
+        free = {"data", "out", "validation", "initial", "checkpoint_seconds", "device", "steps"}  # a run may be made longer or shorter
+        for name in kept.keys() - free:
             if kept[name] != asked[name]:
                 raise TrainingError(
                     f"{name} (={asked[name]}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew"
@@ -194,9 +196,16 @@ class _Run:
         tensors = {f"now.{p.name}": p.value for p in self.network.param()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         tensors |= {f"adam.{name}": value for name, value in self.adam.state().items()}
+        if not all(value.isfinite().all() for value in tensors.values()):  # the last step's; its loss was still finite
+            raise self.lost(recipe, "a weight is NaN or infinite")
         weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
         weights.save(recipe.out, {name: value.half() for name, value in self.average.items()}, self.card(recipe))
         self.saved = self.step
+
+    def lost(self, recipe: Recipe, what: str) -> TrainingError:
+        """Numbers are no longer finite; to resume would only meet them again."""
+        anew = f"from {recipe.out} (initial), which holds the weights of step {self.saved}" if self.saved else "anew: nothing was saved yet"
+        return TrainingError(f"{what} at step {self.step}: lower lr (={recipe.lr}) and start {anew}")
 
     def card(self, recipe: Recipe) -> weights.Card:
         return {
@@ -224,17 +233,18 @@ def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
     """The training pictures, and at most 12 to validate on: of the validation folder, or else held out."""
     paths = data.find(recipe.data)
     if recipe.validation is not None:
-        held = data.find([recipe.validation])
-        held = held[:: max(1, len(held) // 12)][:12]
+        apart = data.find([recipe.validation])
+        held = apart[:: max(1, len(apart) // 12)][:12]
     else:
-        held = paths[:: max(2, len(paths) // 8)][:8]
-        paths = [path for path in paths if path not in held]
-    if not paths or not held:
-        folders = ", ".join(map(str, recipe.data))
-        raise data.DataError(f"{folders}: two pictures are needed at least, one to train on and one to validate on")
+        apart = held = paths[:: max(2, len(paths) // 8)][:8]
+    seen = {path.resolve() for path in apart}  # the validation folder may lie inside one of the others
+    paths = [path for path in paths if path.resolve() not in seen]
     with ThreadPoolExecutor() as readers:
+        validation = [_whole(picture) for picture in readers.map(data.read, held) if min(picture.shape[:2]) >= MULTIPLE]
+        if not paths or not validation:
+            folders = ", ".join(map(str, recipe.data))
+            raise data.DataError(f"{folders}: two pictures are needed at least, one to train on and one to validate on")
         training = data.Photographs(list(readers.map(data.read, paths)), recipe.patch)
-        validation = [_whole(picture) for picture in readers.map(data.read, held)]
     return training, validation
 
 

@@ -29,6 +29,7 @@ class Conv2d(Module):
         kernel: Size,
         stride: Size = 1,
         padding: Size = 0,
+        *,
         bias: bool = True,
         gain: float = 1.0,
         generator: torch.Generator | None = None,
@@ -69,6 +70,8 @@ class Conv2d(Module):
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[3] != self.in_channels:
             raise ValueError(f"x has shape {tuple(x.shape)}: this layer takes (N, H, W, {self.in_channels}), channels last")
+        if not x.is_floating_point():
+            raise ValueError(f"x is {x.dtype}: this layer takes floats; divide 8-bit pictures by 255")
         for side, size, K, P in zip(("rows", "columns"), self._grid(x), self.kernel, self.padding, strict=True):
             if size + 2 * P < K:
                 raise ValueError(
@@ -94,25 +97,27 @@ class Upsampling(Conv2d):
         kernel: Size,
         scale: Size = 2,
         padding: Size = 0,
+        *,
         bias: bool = True,
         gain: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel, 1, padding, bias, gain, generator)
+        super().__init__(in_channels, out_channels, kernel, 1, padding, bias=bias, gain=gain, generator=generator)
         self.scale = _pair("scale", scale, 1)
         self.rows, self.columns = (_phases(*side) for side in zip(self.scale, self.kernel, self.padding, strict=True))
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, H*S + 2*P - K + 1, ..., F)
         self._check(x)
+        small = self._small(x)
         if tape is not None:
-            tape.append(x)
+            tape.append((x, small))
         bias = None if self.bias is None else self.bias.to(x.dtype).repeat(self.scale[0] * self.scale[1])
-        y = products.depth_to_space(products.convolve(x, self._small(x), bias, (1, 1), self._border_of(x)), self.scale)
+        y = products.depth_to_space(products.convolve(x, small, bias, (1, 1), self._border_of(x)), self.scale)
         H, W = self._size(x)
         return y[:, :H, :W]
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
-        x = tape.pop()
+        x, small = tape.pop()
         (S, T), (H, W), border = self.scale, self._size(x), self._border_of(x)
         # y = depth_to_space(convolve(x, small))[:, :H, :W]
         dphases = products.space_to_depth(products.pad(dy, (0, -H % S, 0, -W % T)), self.scale)
@@ -122,7 +127,7 @@ class Upsampling(Conv2d):
         self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
-        return products.data_gradient(dphases, self._small(dy), (1, 1), border, (x.shape[1], x.shape[2]))
+        return products.data_gradient(dphases, small.to(dy.dtype), (1, 1), border, (x.shape[1], x.shape[2]))
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         fine = -(-step // min(self.scale))

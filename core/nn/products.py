@@ -10,6 +10,7 @@ go through them, and a faster way to compute either takes its place here.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -18,26 +19,18 @@ from torch import Tensor
 Pair = tuple[int, int]
 Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one crops
 
-STRIP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-"""Size of one strip's matrix: within a processor's last cache, or enough to fill an accelerator."""
+STRIP_BYTES = {"cpu": 4 << 20}
+"""Size of one strip's matrix by kind of device: on a processor, what stays in its last cache."""
+STRIP_BYTES_ELSEWHERE = 256 << 20
+"""Enough to fill an accelerator."""
 
 
 def pad(x: Tensor, border: Border) -> Tensor:  # (N, H, W, C) -> (N, H + top + bottom, W + left + right, C), contiguous
     """Zeros around the picture, or a crop where the border is negative."""
-    top, bottom, left, right = border
-    N, H, W, C = x.shape
-    x = x[:, max(-top, 0) : H + min(bottom, 0), max(-left, 0) : W + min(right, 0)]
-    top, bottom, left, right = (max(side, 0) for side in border)
-    if not (top or bottom or left or right):
+    if not any(border):
         return x.contiguous()
-    h, w = x.shape[1:3]
-    y = x.new_empty(N, top + h + bottom, left + w + right, C)
-    y[:, :top].zero_()
-    y[:, top + h :].zero_()
-    y[:, top : top + h, :left].zero_()
-    y[:, top : top + h, left + w :].zero_()
-    y[:, top : top + h, left : left + w] = x
-    return y
+    top, bottom, left, right = border
+    return torch.constant_pad_nd(x, (0, 0, left, right, top, bottom))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
@@ -52,7 +45,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, borde
     kernel = weight.reshape(-1, F)
     y = x.new_empty(N, H, W, F)
     for n, h in _strips(windows):
-        strip, out = windows[n, h].reshape(-1, kernel.shape[0]), y[n, h].view(-1, F)
+        strip, out = _laid_out(windows[n, h]), y[n, h].view(-1, F)
         if bias is None:
             torch.mm(strip, kernel, out=out)
         else:
@@ -67,7 +60,7 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: B
     C, F = x.shape[3], dy.shape[3]
     dweight = x.new_zeros(kernel[0] * kernel[1] * C, F, dtype=torch.promote_types(x.dtype, torch.float32))
     for n, h in _strips(windows):
-        dweight += windows[n, h].reshape(-1, dweight.shape[0]).T @ dy[n, h].view(-1, F)
+        dweight += _laid_out(windows[n, h]).T @ dy[n, h].view(-1, F)
     return dweight.view(*kernel, C, F)
 
 
@@ -82,12 +75,17 @@ def data_gradient(dy: Tensor, weight: Tensor, stride: Pair, border: Border, size
     J, L = -(-A // S), -(-B // T)  # taps of one phase
     phases = pad(weight.reshape(1, A, B, C * F), (0, J * S - A, 0, L * T - B)).view(J, S, L, T, C, F)
     turned = phases.flip(0, 2).permute(0, 2, 5, 1, 3, 4).reshape(J, L, F, S * T * C)
-    top, bottom, left, right = border
-    H, W = top + size[0] + bottom, left + size[1] + right
-    Q, R = -(-H // S), -(-W // T)  # rows and columns of the phases' grid
-    below, beside = Q - dy.shape[1], R - dy.shape[2]
-    dx = depth_to_space(convolve(dy, turned, None, (1, 1), (J - 1, below, L - 1, beside)), stride)
-    return pad(dx, (-top, H - bottom - Q * S, -left, W - right - R * T))
+    above, below, top, bottom = _phase_rows(border[0], size[0], S, J, dy.shape[1])
+    before, beside, left, right = _phase_rows(border[2], size[1], T, L, dy.shape[2])
+    dx = depth_to_space(convolve(dy, turned, None, (1, 1), (above, below, before, beside)), stride)
+    return pad(dx, (-top, -bottom, -left, -right))
+
+
+def _phase_rows(border: int, size: int, S: int, J: int, rows: int) -> tuple[int, int, int, int]:
+    """For one direction of `data_gradient`: the border around `dy`, and what to crop from the phases, to get rows border..border + size."""
+    first, last = border // S, -(-(border + size) // S)  # of the phases' rows q
+    above = J - 1 - first
+    return above, last - 1 - (rows - 1), border - first * S, last * S - border - size
 
 
 def space_to_depth(x: Tensor, scale: Pair) -> Tensor:
@@ -112,10 +110,34 @@ def _windows(x: Tensor, kernel: torch.Size | Pair, stride: Pair) -> Tensor:
     return x.as_strided(size, (H * W * C, S * W * C, T * C, W * C, 1))
 
 
+class _Scratch(threading.local):
+    """One strip's matrix for every thread and kind: memory that is touched once and stays in the cache."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def get(self, like: Tensor) -> Tensor:
+        kind, size = (like.device, like.dtype), like.numel()
+        if kind not in self.kept or self.kept[kind].numel() < size:
+            self.kept[kind] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return self.kept[kind][:size]
+
+
+_scratch = _Scratch()
+
+
+def _laid_out(windows: Tensor) -> Tensor:  # (N, H, W, K, K*C) -> (N*H*W, K*K*C), valid until the next call in this thread
+    if windows.is_contiguous():
+        return windows.view(-1, windows.shape[3] * windows.shape[4])
+    strip = _scratch.get(windows).view(windows.shape)
+    strip.copy_(windows)
+    return strip.view(-1, windows.shape[3] * windows.shape[4])
+
+
 def _strips(windows: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cuts (N, Ho, ...) into whole pictures, or rows of one picture, of at most STRIP_BYTES laid out."""
     N, H, W, A, B = windows.shape
-    rows = max(1, STRIP_BYTES[windows.device.type] // (W * A * B * windows.element_size()))
+    rows = max(1, STRIP_BYTES.get(windows.device.type, STRIP_BYTES_ELSEWHERE) // (W * A * B * windows.element_size()))
     if rows < H:
         for n in range(N):
             for h in range(0, H, rows):

@@ -49,7 +49,10 @@ class SpaceToDepth(_Resample):
 
 
 class DepthToSpace(_Resample):
-    """Every pixel's channels become a block of `scale` by `scale` pixels of 1/(S*S) the channels (Shi et al. 2016, pixel shuffle)."""
+    """Every pixel's channels become a block of `scale` by `scale` pixels of 1/(S*S) the channels (Shi et al. 2016, pixel shuffle).
+
+    Channels are in the order (row, column, C); torch's PixelShuffle has them in the order (C, row, column).
+    """
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, S*S*C) -> (N, H*S, W*S, C)
         if x.shape[3] % self.scale**2:
