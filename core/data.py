@@ -33,13 +33,21 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return found
 
 
+def pixels(path: Path) -> Tensor:
+    """One photograph as (H, W, 3) floats in [0, 1]. Raises DataError, which names the file."""
+    try:
+        return images.read(path.read_bytes(), max_pixels=400_000_000).pixels
+    except images.ImageError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
 def read(path: Path) -> Tensor:
     """One photograph as (H, W, 3) uint8, its longest side at most LONGEST_SIDE."""
-    pixels = images.read(path.read_bytes(), max_pixels=400_000_000).pixels
-    S = -(-max(pixels.shape[:2]) // LONGEST_SIDE)
-    H, W = pixels.shape[0] // S, pixels.shape[1] // S
-    pixels = pixels[: H * S, : W * S].reshape(H, S, W, S, 3).mean((1, 3))
-    return pixels.mul(255).round().to(torch.uint8)
+    photo = pixels(path)
+    S = -(-max(photo.shape[:2]) // LONGEST_SIDE)
+    H, W = photo.shape[0] // S, photo.shape[1] // S
+    photo = photo[: H * S, : W * S].reshape(H, S, W, S, 3).mean((1, 3))
+    return photo.mul(255).round().to(torch.uint8)
 
 
 class Photographs:
@@ -69,4 +77,5 @@ class Photographs:
 
 def generator_of(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step of one run, whatever came before."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    # The CPU's generator takes 32 bits of what it is given; an odd multiplier scatters the runs over all of them.
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**32)

@@ -61,8 +61,8 @@ class Denoiser:
         if not 0 <= level < math.inf:
             raise ValueError(f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0")
         if level == 0:
-            return pixels.clone()
-        with torch.inference_mode():
+            return pixels.to("cpu", torch.float32, copy=True)
+        with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
             return self._by_tiles(pixels.float(), level, keep_going, max(MULTIPLE, tile // MULTIPLE * MULTIPLE))
 
     def estimate(self, pixels: Tensor) -> float:

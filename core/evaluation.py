@@ -6,6 +6,7 @@ picture and all channels; a figure is the mean over pictures. Every picture's no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from core import data, images, metrics, noise
+from core import data, metrics, noise
 from core.denoiser import Denoiser
 
 
@@ -35,7 +36,7 @@ def evaluate(
     blind: bool = False,
     after_picture: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
-    """A row for each sigma, in 8-bit steps. `blind` lets the denoiser estimate the level. Raises DataError or ImageError."""
+    """A row for each sigma, in 8-bit steps. `blind` lets the denoiser estimate the level. Raises DataError."""
     paths = data.find([folder])
     if not paths:
         raise data.DataError(f"{folder} holds no picture: name a folder of clean pictures")
@@ -43,7 +44,9 @@ def evaluate(
     for n, sigma in enumerate(sigmas):
         scores = []
         for i, path in enumerate(paths):
-            clean = images.read(path.read_bytes()).pixels
+            clean = data.pixels(path)
+            if min(clean.shape[:2]) < metrics.WINDOW:
+                raise data.DataError(f"{path} is {clean.shape[1]}x{clean.shape[0]}: measure on pictures of 11x11 pixels and more")
             noisy = noise.add_gaussian(clean, sigma / 255, data.generator_of(0, i))
             denoised = denoiser(noisy, None if blind else sigma / 255)
             scores.append(_scores(clean, noisy, denoised))
@@ -54,14 +57,14 @@ def evaluate(
 
 
 def as_json(denoiser: Denoiser, folder: Path, rows: Sequence[Row], blind: bool) -> dict[str, Any]:
-    """What was measured and with what, in plain values."""
+    """What was measured and with what, in plain values; JSON knows no infinity, so the PSNR of equal pictures is None."""
     return {
         "model": denoiser.name,
         "device": str(denoiser.device),
         "dtype": str(denoiser.dtype).removeprefix("torch."),
-        "set": folder.name,
+        "set": folder.resolve().name,
         "sigma_known": not blind,
-        "rows": [asdict(row) for row in rows],
+        "rows": [{name: None if value == math.inf else value for name, value in asdict(row).items()} for row in rows],
     }
 
 

@@ -15,7 +15,7 @@ def unet(generator: torch.Generator | None = None) -> Sequential:
     """The denoiser: (N, H, W, 4), picture and noise-level map -> (N, H, W, 3), the correction to add to the picture.
 
     A U-Net (Ronneberger et al. 2015) of residual blocks with additive skips, as in DRUNet (Zhang et al. 2021), that starts at half
-    resolution as FFDNet does (Zhang et al. 2018). H and W must be divisible by 8. 4.3 M weights, 196 k multiply-adds a pixel.
+    resolution as FFDNet does (Zhang et al. 2018). H and W must be divisible by 8. 4.2 M weights, 196 k multiply-adds a pixel.
     """
     g = generator
     return Sequential(

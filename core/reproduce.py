@@ -98,6 +98,7 @@ def train(
     """
     if recipe not in ("report", "better"):
         raise ValueError(f'recipe = "{recipe}" must be "report" or "better"')
+    hardware.keep_freed_memory()
     where = hardware.take(device)
     kind = hardware.take_dtype(dtype, where)
     better = recipe == "better"
@@ -116,7 +117,7 @@ def train(
             tape: Tape = []
             clean = network.forward(noisy.to(kind), tape)
             total += loss.forward(clean, target).item()
-            network.backward(loss.backward(clean, target), tape)
+            network.derive(loss.backward(clean, target), tape)
             if better:
                 adam.lr = 4e-3 * min(1.0, (done + 1) / 500) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / (batches * epochs))))
                 network.train(adam)
@@ -144,7 +145,7 @@ def denoise(network: Module, noisy: Tensor) -> Tensor:
 def score(pictures: Tensor, truth: Tensor) -> tuple[float, float]:
     """(mean of every picture's PSNR, PSNR of the mean error over all) in dB. Pictures are floats in [0, 1], the truth is uint8."""
     errors = (pictures.double() - truth.double() / 255).square().mean((1, 2, 3))
-    return (-10 * errors.log10()).mean().item(), -10 * math.log10(errors.mean().item())
+    return (-10 * errors.log10()).mean().item(), -10 * errors.mean().log10().item()
 
 
 def _floats(pictures: Tensor, device: torch.device) -> Tensor:

@@ -98,6 +98,7 @@ def train(
     Returns that path. Raises TrainingError, DataError, WeightsError or DeviceError; a loss that is not finite raises TrainingError and
     leaves the weights and the checkpoint of before.
     """
+    hardware.keep_freed_memory()
     device = hardware.take(recipe.device)
     dtype = hardware.take_dtype(recipe.dtype, device)
     training, validation = _pictures(recipe)
@@ -113,7 +114,7 @@ def train(
         value = loss.forward(denoised, clean).item()
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
-        run.network.backward(loss.backward(denoised, clean).to(dtype), tape)
+        run.network.derive(loss.backward(denoised, clean).to(dtype), tape)
         run.update(recipe)
 
         ended = run.step == recipe.steps or stop()

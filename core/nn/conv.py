@@ -50,12 +50,15 @@ class Conv2d(Module):
         return products.convolve(x, self.weight.to(x.dtype), _like(self.bias, x), self.stride, self._border())
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
-        x = tape.pop()
+        x: Tensor = tape[-1]
+        self.derive(dy, tape)
+        return products.data_gradient(dy, self.weight.to(dy.dtype), self.stride, self._border(), (x.shape[1], x.shape[2]))
+
+    def derive(self, dy: Tensor, tape: Tape) -> None:
         # y = convolve(x, weight) + bias: the first is linear in x and in weight, the second adds to every pixel
-        self.dweight = products.weight_gradient(x, dy, self.kernel, self.stride, self._border())
+        self.dweight = products.weight_gradient(tape.pop(), dy, self.kernel, self.stride, self._border())
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
-        return products.data_gradient(dy, self.weight.to(dy.dtype), self.stride, self._border(), (x.shape[1], x.shape[2]))
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         return max(max(P, K - 1 - P) for K, P in zip(self.kernel, self.padding, strict=True)) * step, max(self.stride) * step
@@ -128,6 +131,8 @@ class Upsampling(Conv2d):
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
         return products.data_gradient(dphases, small.to(dy.dtype), (1, 1), border, (x.shape[1], x.shape[2]))
+
+    derive = Module.derive  # not Conv2d's, which knows of no phases
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         fine = -(-step // min(self.scale))

@@ -48,6 +48,10 @@ class Module:
         """`dy` -> `dx`, the loss's derivative by the output to that by the input; keeps those by the weights for `param`."""
         raise NotImplementedError
 
+    def derive(self, dy: Tensor, tape: Tape) -> None:
+        """As `backward`, without the derivative by the input: for a whole network, whose input nobody trains."""
+        self.backward(dy, tape)
+
     def __call__(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         return self.forward(x, tape)
 
@@ -113,6 +117,12 @@ class Sequential(Module):
         for layer in reversed(self.layers):
             dy = layer.backward(dy, tape)
         return dy
+
+    def derive(self, dy: Tensor, tape: Tape) -> None:
+        for layer in reversed(self.layers[1:]):
+            dy = layer.backward(dy, tape)
+        for layer in self.layers[:1]:
+            layer.derive(dy, tape)
 
     def modules(self) -> Iterator[tuple[str, Module]]:
         return ((str(i), layer) for i, layer in enumerate(self.layers))

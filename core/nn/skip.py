@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.nn.module import Sequential, Tape
+from core.nn.module import Module, Sequential, Tape
 
 
 class Residual(Sequential):
@@ -38,6 +38,8 @@ class Concat(Sequential):
         # y = [x, f(x)]
         C = tape.pop()
         return super().backward(dy[..., C:], tape) + dy[..., :C]
+
+    derive = Module.derive  # only `backward` knows that the layers get a part of dy
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         return super().reach(step)[0], step

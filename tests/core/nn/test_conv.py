@@ -45,7 +45,7 @@ def double(layer: Conv2d, generator: torch.Generator) -> Conv2d:
 def test_convolution_gradients_agree_with_finite_differences(
     kernel: Size, stride: Size, padding: Size, bias: bool, generator: torch.Generator
 ) -> None:
-    layer = double(Conv2d(3, 2, kernel, stride, padding, bias, generator=generator), generator)
+    layer = double(Conv2d(3, 2, kernel, stride, padding, bias=bias, generator=generator), generator)
     for N in BATCHES:
         check_gradients(layer, picture(generator, N), generator)
 
@@ -54,14 +54,14 @@ def test_convolution_gradients_agree_with_finite_differences(
 def test_upsampling_gradients_agree_with_finite_differences(
     kernel: Size, scale: Size, padding: Size, bias: bool, generator: torch.Generator
 ) -> None:
-    layer = double(Upsampling(3, 2, kernel, scale, padding, bias, generator=generator), generator)
+    layer = double(Upsampling(3, 2, kernel, scale, padding, bias=bias, generator=generator), generator)
     for N in BATCHES:
         check_gradients(layer, picture(generator, N, 5, 6), generator)
 
 
 @every_convolution
 def test_convolution_equals_torch_and_unfold(kernel: Size, stride: Size, padding: Size, bias: bool, generator: torch.Generator) -> None:
-    layer = double(Conv2d(3, 2, kernel, stride, padding, bias, generator=generator), generator)
+    layer = double(Conv2d(3, 2, kernel, stride, padding, bias=bias, generator=generator), generator)
     for N in BATCHES:
         x = picture(generator, N)
         dy = torch.randn(layer.forward(x).shape, generator=generator, dtype=x.dtype)
@@ -74,14 +74,14 @@ def test_convolution_equals_torch_and_unfold(kernel: Size, stride: Size, padding
 def test_upsampling_equals_torch_and_its_two_steps(
     kernel: Size, scale: Size, padding: Size, bias: bool, generator: torch.Generator
 ) -> None:
-    layer = double(Upsampling(3, 2, kernel, scale, padding, bias, generator=generator), generator)
+    layer = double(Upsampling(3, 2, kernel, scale, padding, bias=bias, generator=generator), generator)
     for N in BATCHES:
         x = picture(generator, N, 5, 6)
         dy = torch.randn(layer.forward(x).shape, generator=generator, dtype=x.dtype)
         found = by_engine(layer, x, dy)
         assert_same(found, by_torch(layer, x, dy))
         if isinstance(scale, int):
-            steps = Sequential(NearestUpsampling(scale), double(Conv2d(3, 2, kernel, 1, padding, bias), generator))
+            steps = Sequential(NearestUpsampling(scale), double(Conv2d(3, 2, kernel, 1, padding, bias=bias), generator))
             steps.load({"1." + name: value for name, value, _ in layer.param()})
             y, derivatives = by_engine(steps, x, dy)
             assert_same(found, (y, {name.removeprefix("1."): d for name, d in derivatives.items()}))

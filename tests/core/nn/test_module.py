@@ -264,3 +264,24 @@ def test_a_bare_module_promises_nothing(step: str) -> None:
         getattr(Module(), step)(*arguments[step])
     assert Module().param() == []
     assert Sequential(ReLU(), Sigmoid()).param() == []
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derive_keeps_what_backward_keeps(name: str, generator: torch.Generator) -> None:
+    module, shape = layers(generator)[name]
+    x = torch.randn(2, *shape, generator=generator)
+    tape: Tape = []
+    y = module.forward(x, tape)
+    dy = torch.randn(y.shape, generator=generator)
+    again = list(tape)
+    module.backward(dy, tape)
+    expected = [p.derivative.clone() for p in module.param() if p.derivative is not None]
+    module.to()  # forgets the derivatives
+    module.derive(dy, again)
+    assert not again
+    assert len(expected) == len(module.param())
+    assert all(p.derivative is not None and torch.equal(p.derivative, d) for p, d in zip(module.param(), expected, strict=True))
+
+
+def test_nothing_is_left_to_derive_without_layers() -> None:
+    Sequential().derive(torch.ones(1, 1, 1, 1), [])

@@ -1,0 +1,425 @@
+"""The `clearfold` command. Parses, calls `core` or starts the service, and prints; computes nothing itself.
+
+`core` is imported inside the commands: it brings torch, and `--help` should not wait for that.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from core import Denoiser
+    from core.reproduce import Epoch
+    from core.trainer import Progress as Training
+
+cli = typer.Typer(
+    help="Removes noise from pictures, over HTTP and here, and trains the network that does it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out, err = Console(), Console(stderr=True)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="A model's name (see `clearfold models`) or a .safetensors file; the default model if not given."),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or auto for what the device is fast at.")]
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one line and exit status 1, never a traceback."""
+    try:
+        cli()
+    except Exception as error:
+        from app.errors import Problem
+        from core import DataError, DeviceError, ImageError, WeightsError
+        from core.trainer import TrainingError
+
+        if not isinstance(error, DataError | DeviceError | ImageError | WeightsError | TrainingError | Problem | OSError):
+            raise
+        _say(str(error))
+        sys.exit(1)
+
+
+def _settings_help() -> str:
+    """One line a setting, for the end of `serve --help`."""
+    from app.settings import Settings
+
+    lines = ["[bold]Settings[/bold], by environment; an option given here wins:"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "unset" if default is None else default
+        lines.append(f"[cyan]CLEARFOLD_{name.upper()}[/cyan] = {shown}: {field.description}")
+    return "\n\n".join(lines)
+
+
+class _ServeCommand(typer.core.TyperCommand):
+    """`serve`, its settings explained below its options; they are looked up only when help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.epilog = _settings_help()
+        super().format_help(ctx, formatter)
+
+
+@cli.command(cls=_ServeCommand)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.", show_default="auto")] = None,
+) -> None:
+    """Start the service: POST /denoise, POST /train, and /docs to try them."""
+    import uvicorn
+
+    from app.main import create_app
+    from app.models import Models
+
+    settings = _settings(host=host, port=port, device=device)
+    models = Models.load(settings)  # before the server starts, so that broken weights are one clear line
+    for model in models:
+        _say_taken(model)
+    uvicorn.run(create_app(settings, lambda _: models), host=settings.host, port=settings.port)
+
+
+@cli.command()
+def denoise(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder to write to, or a file for a single picture; else beside each picture, as NAME-denoised.",
+        ),
+    ] = None,
+    sigma: Annotated[str, typer.Option(help="Noise level: a standard deviation in 8-bit steps, 0 to 100, or auto.")] = "auto",
+    strength: Annotated[float, typer.Option(min=0, max=2, help="Scales the noise level; 0 changes nothing.")] = 1.0,
+    model: ModelOption = None,
+    format: Annotated[str | None, typer.Option(help="Format to write, as png or jpeg; else the picture's own.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Remove the noise from pictures. A bad file is named and passed over; the exit status is then 1."""
+    from core import DataError, ImageError, data, images
+
+    level = _level(sigma)
+    to_file = output is not None and bool(output.suffix) and not output.is_dir() and len(paths) == 1 and not paths[0].is_dir()
+    form = _format(format or (output.suffix[1:] if output is not None and to_file else None))
+    jobs: list[tuple[Path, Path]] = []
+    failed: list[str] = []
+    for given in paths:
+        try:
+            found = [path for path in data.find([given]) if given.is_file() or not _ours(path, given, output)]
+        except DataError as missing:
+            failed.append(str(missing))
+            continue
+        if given.is_file() and not found:
+            found = [given]
+        if not found:
+            failed.append(f"{given} holds no picture")
+        jobs += [(path, given if given.is_dir() else path.parent) for path in found]
+    denoiser = _load(model, device, dtype)
+    taken = {path.resolve() for path, _ in jobs}  # never written over: what is read, and what was just written
+    with _bar() as bar:
+        task = bar.add_task("denoising", total=len(jobs))
+        for path, root in jobs:
+            bar.update(task, description=path.name)
+            try:
+                noisy = images.read(path.read_bytes())
+                clean = noisy.with_pixels(denoiser(noisy.pixels, level, strength))
+                target = output if output and to_file else _target(path, root, output, images.FORMATS[form or noisy.format].suffixes)
+                if target.resolve() in taken:
+                    raise OSError(f"not written over {target}: choose another --output")
+                taken.add(target.resolve())
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(images.write(clean, form, quality))
+            except (ImageError, OSError) as error:
+                failed.append(f"{path}: {error}")
+            bar.advance(task)
+        bar.update(task, description="done")
+    for line in failed:
+        _say(line)
+    if failed:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def train(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of clean photographs.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The weights file to write.")] = Path("model.safetensors"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training; the learning rate falls towards the last.")] = 7000,
+    batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 8.")] = 96,
+    sigma_min: Annotated[float, typer.Option(min=0, max=255, help="Least noise, in 8-bit steps.")] = 0,
+    sigma_max: Annotated[float, typer.Option(min=0, max=255, help="Most noise, in 8-bit steps.")] = 55,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate after the warm-up.")] = 1e-3,
+    initial: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Folder of clean pictures to measure on; else some are held out.")] = None,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, patches and noise.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Train a denoiser on photographs. Ctrl-C saves and stops; the same command with --resume goes on to the very same losses."""
+    from core import trainer
+
+    recipe = trainer.Recipe(
+        data=tuple(folders),
+        out=output,
+        steps=steps,
+        batch=batch,
+        patch=patch,
+        sigma=(sigma_min / 255, sigma_max / 255),
+        lr=lr,
+        initial=initial,
+        validation=validation,
+        evaluate_every=evaluate_every,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    step, psnr = steps, "-"  # a run resumed at its end reports nothing
+    with _interrupted() as stop, _bar("{task.fields[told]}") as bar:
+        task = bar.add_task("reading pictures", total=steps, told="")
+
+        def report(now: "Training") -> None:
+            nonlocal step, psnr
+            step = now.step
+            if now.psnr is not None:
+                psnr = f"{now.psnr:.2f} dB"
+            told = f"loss {now.loss:.4f}  PSNR {psnr}  {now.pixels_per_second / 1e6:.2f} Mpx/s"
+            bar.update(task, completed=now.step, description="training", told=told)
+
+        path = trainer.train(recipe, report, stop, resume)
+    if step < steps:
+        err.print(f"stopped and saved at step {step}: go on with --resume", highlight=False)
+        raise typer.Exit(130)
+    out.print(f"{path} and its card are written", markup=False, highlight=False, soft_wrap=True)
+
+
+@cli.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of clean pictures.", show_default=False)],
+    sigma: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=255, help="Noise level in 8-bit steps; repeatable.", show_default="15 25 50"),
+    ] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Let the denoiser estimate the noise level.")] = False,
+    model: ModelOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Write the figures into the model's card.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Measure PSNR and SSIM on clean pictures with noise put on them, by the protocol of the published tables."""
+    from core import evaluation, weights
+
+    sigmas = sigma or [15.0, 25.0, 50.0]
+    path = _weights(model)
+    denoiser = _load(str(path), device, dtype)
+    with _bar() as bar:
+        task = bar.add_task("evaluating", total=None)
+        rows = evaluation.evaluate(denoiser, folder, sigmas, blind, lambda done, total: bar.update(task, completed=done, total=total))
+    if record:
+        card = dict(denoiser.card)
+        key = f"{folder.resolve().name}, sigma {'estimated' if blind else 'known'}"
+        psnrs = {f"{row.sigma:g}": f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}" for row in rows}
+        card["figures"] = {**card.get("figures", {}), key: psnrs}
+        weights.save(path, weights.read(path)[0], card)
+    if as_json:
+        print(json.dumps(evaluation.as_json(denoiser, folder, rows, blind)))
+        return
+    table = Table(title=f"{denoiser.name} on {folder.resolve().name}, sigma {'estimated' if blind else 'known'}")
+    for column in ("sigma", "pictures", "noisy, dB", "denoised, dB", "SSIM"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(f"{row.sigma:g}", str(row.pictures), f"{row.noisy_psnr:.2f}", f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+    out.print(table)
+
+
+@cli.command()
+def reproduce(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of photographs, best a thousand.", show_default=False)],
+    recipe: Annotated[
+        Literal["report", "better"],
+        typer.Option(help="report: SGD at learning rate 2, as it was; better: Adam, both directions of each pair, averaged weights."),
+    ] = "report",
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    pairs: Annotated[int, typer.Option(min=50, help="Pairs of noisy pictures to train on.")] = 50_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Repeat the Noise2Noise experiment: learn to denoise 32x32 pictures from pairs of noisy ones alone."""
+    from core import reproduce as experiment
+
+    started = time.monotonic()
+    with _bar("{task.fields[told]}") as bar:
+        task = bar.add_task("making pairs", total=None, told="")
+        training, validation = experiment.pictures(folders, pairs, seed)
+        noisy = experiment.score(validation.noisy.float() / 255, validation.other)
+        bar.console.print(f"noisy input    mean of PSNR {noisy[0]:.2f} dB   PSNR of mean {noisy[1]:.2f} dB", highlight=False)
+
+        def after_epoch(epoch: "Epoch") -> None:
+            bar.console.print(
+                f"epoch {epoch.number:>2}       mean of PSNR {epoch.mean_of_psnr:.2f} dB   PSNR of mean {epoch.psnr_of_mean:.2f} dB   "
+                f"loss {epoch.loss:.5f}   {epoch.seconds:.0f} s",
+                highlight=False,
+            )
+            bar.update(task, told=f"{epoch.mean_of_psnr:.2f} dB")
+
+        def after_batch(done: int, batches: int) -> None:
+            bar.update(task, completed=done, total=batches, description="training")
+
+        experiment.train(training, validation, recipe, epochs, device, dtype, seed, after_batch, after_epoch)
+    out.print(f"total time {time.monotonic() - started:.0f} s, reading and making the pairs included", highlight=False)
+
+
+@cli.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print this model's card.", show_default=False)] = None,
+) -> None:
+    """List the models there are, or print one's card."""
+    from core import weights
+
+    if name is not None:
+        print(weights.card_text(weights.load(_weights(name))[1]))
+        return
+    table = Table("model", "file", "summary")
+    for path in _shelf():
+        table.add_row(path.stem, str(path), weights.load(path)[1].get("summary", ""))
+    out.print(table)
+
+
+def _settings(**given: Any) -> "Settings":
+    """The environment's settings, and what is given and not None; one that is wrong is named."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as wrong:
+        for each in wrong.errors():
+            _say(f"CLEARFOLD_{'.'.join(map(str, each['loc'])).upper()} = {each['input']!r}: {each['msg']}")
+        raise typer.Exit(1) from None
+
+
+def _shelf() -> list[Path]:
+    return sorted(_settings().models_dir.glob("*.safetensors"))
+
+
+def _weights(model: str | None) -> Path:
+    """The file of a model that is named, or is the default, or is a file itself."""
+    if model is not None and (model.endswith(".safetensors") or "/" in model):
+        return Path(model)
+    settings = _settings()
+    name = model or settings.default_model or next((path.stem for path in _shelf()), None)
+    if name is None:
+        _say(f"CLEARFOLD_MODELS_DIR = {settings.models_dir} holds no weights: train some, or name a file with --model")
+        raise typer.Exit(1)
+    return settings.models_dir / f"{name}.safetensors"
+
+
+def _load(model: str | None, device: str, dtype: str) -> "Denoiser":
+    from core import Denoiser
+
+    denoiser = Denoiser.load(_weights(model), device, dtype)
+    _say_taken(denoiser)
+    return denoiser
+
+
+def _say_taken(denoiser: "Denoiser") -> None:
+    dtype = str(denoiser.dtype).removeprefix("torch.")
+    err.print(f"{denoiser.name} on {denoiser.device} in {dtype}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _level(sigma: str) -> float | None:
+    """8-bit steps as a person types them -> [0, 1] image units, None for auto."""
+    if sigma == "auto":
+        return None
+    try:
+        level = float(sigma)
+    except ValueError:
+        level = -1.0
+    if not 0 <= level <= 100:
+        raise typer.BadParameter(f"{sigma!r} must be auto, or a number from 0 to 100 in 8-bit steps", param_hint="--sigma")
+    return level / 255
+
+
+def _format(name: str | None) -> str | None:
+    from core import images
+
+    if name is None or name in images.FORMATS:
+        return name
+    for form in images.FORMATS.values():
+        if f".{name.lower()}" in form.suffixes:
+            return form.name
+    raise typer.BadParameter(f"{name!r} must be one of {', '.join(images.FORMATS)}", param_hint="--format")
+
+
+def _ours(path: Path, folder: Path, output: Path | None) -> bool:
+    """Whether a picture in a folder to denoise is one that an earlier run wrote: beside its original, or to an output folder inside."""
+    inside = output is not None and output.resolve() != folder.resolve() and output.resolve() in path.resolve().parents
+    return inside or path.stem.endswith("-denoised")
+
+
+def _target(path: Path, root: Path, output: Path | None, suffixes: tuple[str, ...]) -> Path:
+    suffix = path.suffix if path.suffix.lower() in suffixes else suffixes[0]
+    if output is None:
+        return path.with_name(f"{path.stem}-denoised{suffix}")
+    return output / path.relative_to(root).with_suffix(suffix)
+
+
+def _say(mistake: str) -> None:
+    """One line, however long, so that it can be searched for and taken apart."""
+    err.print(f"clearfold: {mistake}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar(*more: str) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}", markup=False),  # a file's name
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, *(TextColumn(text) for text in more), console=err) as bar:
+        yield bar
+
+
+@contextmanager
+def _interrupted() -> Iterator[Any]:
+    """A function that tells whether Ctrl-C was pressed; pressed twice, it interrupts as usual."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Every way in which a request can fail, and the one shape in which that is told (RFC 9457).
+Decides nothing: who raises a problem knows why.
+
+    Problem                          the request was not answered as asked
+    ├── BadRequest            400    a body that cannot be taken apart
+    ├── NotFound              404
+    │   ├── UnknownModel
+    │   └── UnknownJob
+    ├── Conflict              409
+    │   ├── AlreadyTraining
+    │   └── ModelExists
+    ├── TooLarge              413    more bytes than the limit
+    ├── UnsupportedMedia      415    neither a picture nor a form that holds one
+    ├── Invalid               422    a parameter or a field against its rule
+    │   ├── PictureRefused           a picture that cannot be read whole, or with too many pixels
+    │   └── PicturesRefused          a set of pictures that cannot be trained on
+    ├── Busy                  429    every place in the queue is taken
+    ├── Internal              500    our fault
+    └── NotReady              503    no weights are loaded
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from core import ImageError
+
+PROBLEM_JSON = "application/problem+json"
+_log = logging.getLogger("clearfold")
+
+
+class Problem(HTTPException):
+    """Told to whoever asked. `detail`: parameter = value, the rule, the remedy; `members`: the same for machines."""
+
+    status: ClassVar[int]
+    title: ClassVar[str]
+    example: ClassVar[str]
+
+    def __init__(self, detail: str, headers: Mapping[str, str] | None = None, **members: Any) -> None:
+        super().__init__(self.status, detail, headers)
+        self.members = members
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @classmethod
+    def type(cls) -> str:
+        return "urn:clearfold:problem:" + "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__)[1:]
+
+
+class BadRequest(Problem):
+    status = 400
+    title = "The body cannot be taken apart"
+    example = "Invalid multipart data."
+
+
+class NotFound(Problem):
+    status = 404
+    title = "There is no such thing here"
+    example = "Nothing lives at /nowhere."
+
+
+class UnknownModel(NotFound):
+    title = "There is no such model"
+    example = "model = 'sharpest': there is no such model. There are: 'gaussian'."
+
+
+class UnknownJob(NotFound):
+    title = "There is no such training job"
+    example = "id = '3f2a': there is no such training job."
+
+
+class Conflict(Problem):
+    status = 409
+    title = "Not now"
+    example = "The request and the state of the service do not fit."
+
+
+class AlreadyTraining(Conflict):
+    title = "A training job is running"
+    example = "Training job '9b1c4e' is running, and one runs at a time: wait until it has ended."
+
+
+class ModelExists(Conflict):
+    title = "A model with this name is there"
+    example = "model = 'gaussian': a model with this name is there, and none is overwritten: choose another name."
+
+
+class TooLarge(Problem):
+    status = 413
+    title = "More bytes than the limit"
+    example = "The body is larger than max_upload_bytes = 33554432: send a smaller one."
+
+
+class UnsupportedMedia(Problem):
+    status = 415
+    title = "Not a picture"
+    example = "The body is not a picture in a format that can be read here: send one of 'png', 'jpeg'."
+
+
+class Invalid(Problem):
+    status = 422
+    title = "A value against its rule"
+    example = "strength = '3': Input should be less than or equal to 2."
+
+
+class PictureRefused(Invalid):
+    title = "The picture cannot be read"
+    example = "The picture ends before its last row: send the whole file."
+
+
+class PicturesRefused(Invalid):
+    title = "These pictures cannot be trained on"
+    example = "'notes.txt' is not a picture that can be read: leave it out."
+
+
+class Busy(Problem):
+    status = 429
+    title = "Too many pictures are waiting"
+    example = "16 pictures are waiting, and max_queued_pictures = 16: try again in 4 seconds."
+
+
+class Internal(Problem):
+    status = 500
+    title = "Something broke in the service"
+    example = "The service failed at this request; its log says why."
+
+
+class NotReady(Problem):
+    status = 503
+    title = "No weights are loaded"
+    example = "models_dir = '/models' holds no weights: put a model there, or set CLEARFOLD_MODELS_DIR."
+
+
+class ProblemDetails(BaseModel):
+    """What a problem looks like on the wire; some kinds add members of their own."""
+
+    model_config = ConfigDict(extra="allow", title="Problem")
+
+    type: str = Field(description="Names the kind of problem; about:blank says no more than `status`.")
+    title: str = Field(description="The kind of problem in words.")
+    status: int = Field(description="The HTTP status, once more.")
+    detail: str = Field(description="What is wrong this time, and the remedy.")
+    instance: str = Field(description="The path that was asked for.")
+
+
+def problem_responses(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """How OpenAPI should describe these problems: by status, with an example of each kind."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        key, text = (
+            (kind.status, HTTPStatus(kind.status).phrase) if kind is not Internal else ("default", "Any failure")
+        )
+        answer = described.setdefault(key, {"description": text, "content": {}})
+        media = answer["content"].setdefault(
+            PROBLEM_JSON, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
+        )
+        shown = ProblemDetails(
+            type=kind.type(), title=kind.title, status=kind.status, detail=kind.example, instance="/path/asked/for"
+        )
+        media["examples"][kind.__name__] = {"summary": kind.title, "value": shown.model_dump()}
+    return described
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of `app` answer in the one shape."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ImageError, _picture)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _internal)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # the framework's, from taking a form apart
+        error = BadRequest(error.detail)
+    if isinstance(error, Problem):
+        return _tell(request, error.status_code, error.type(), error.title, error.detail, error.members, error.headers)
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = {
+        404: f"Nothing lives at {request.url.path}: see /docs for what does.",
+        405: f"{request.url.path} does not answer {request.method}: see the Allow header.",
+    }.get(error.status_code, error.detail)
+    return _tell(request, error.status_code, "about:blank", phrase, detail, {}, error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    # Only words of our own and of pydantic go out, never the input as a number: NaN is no JSON.
+    assert isinstance(error, RequestValidationError)
+    errors, told = [], []
+    for each in error.errors():
+        where, *names = each["loc"]
+        name = ".".join(map(str, names)) or str(where)
+        rule = each["msg"].removeprefix("Value error, ")
+        value = f" = {each['input'][:100]!r}" if isinstance(each.get("input"), str) else ""
+        errors.append({"name": name, "in": where, "rule": rule})
+        told.append(f"{name}{value}: {rule}")
+    return await _http(request, Invalid("; ".join(told) + ".", errors=errors))
+
+
+async def _picture(request: Request, error: Exception) -> Response:
+    return await _http(request, PictureRefused(str(error)))
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    return await _http(request, Internal(Internal.example))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    _log.info("the client left %s before its answer", request.url.path)
+    return Response(status_code=499)  # nobody reads it; it keeps a client's leaving out of the log of errors
+
+
+def _tell(
+    request: Request,
+    status: int,
+    kind: str,
+    title: str,
+    detail: str,
+    members: Mapping[str, Any],
+    headers: Mapping[str, str] | None,
+) -> Response:
+    body = {"type": kind, "title": title, "status": status, "detail": detail, "instance": request.url.path, **members}
+    return JSONResponse(body, status, headers, media_type=PROBLEM_JSON)

@@ -1,0 +1,89 @@
+"""The service: `create_app()` puts settings, models, workers, jobs and routes together. Does no work of its own."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware import Middleware
+
+from app import __version__, errors
+from app.errors import Internal, ProblemDetails, problem_responses
+from app.jobs import Jobs
+from app.limits import BodyLimit, Workers
+from app.models import Models
+from app.routes import denoise, health, models, train
+from app.settings import Settings
+from app.state import State
+
+PAGE_POLICY = "default-src 'self'; img-src 'self' data: blob:"
+WEB = Path(__file__).parent / "web"
+
+
+class Clearfold(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The schema, with the shape of a problem in it, which the framework would only give as application/json."""
+        schema = super().openapi()
+        schema["components"]["schemas"].setdefault("Problem", ProblemDetails.model_json_schema())
+        return schema
+
+
+def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Models] = Models.load) -> FastAPI:
+    """The application. `shelf` gives its models; by default they are loaded from the settings' folders."""
+    settings = settings or Settings()
+    app = Clearfold(
+        title="Clearfold",
+        summary="Noisy pictures in, clean pictures out.",
+        version=__version__,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        lifespan=_lifespan(settings, shelf),
+        middleware=[
+            Middleware(
+                BodyLimit,
+                limits={
+                    "/denoise": ("max_upload_bytes", settings.max_upload_bytes),
+                    "/train": ("max_train_upload_bytes", settings.max_train_upload_bytes),
+                },
+            )
+        ],
+        responses=problem_responses(Internal),
+        docs_url=None,
+        redoc_url=None,
+    )
+    errors.install(app)
+    for door in (denoise, train, models, health):
+        app.include_router(door.router)
+    app.add_api_route("/", _page("index.html"), include_in_schema=False)
+    app.add_api_route("/docs", _page("docs/index.html"), include_in_schema=False)
+    app.add_api_route("/favicon.ico", _page("favicon.svg"), include_in_schema=False)  # asked for beside a bare picture
+    app.mount("/web", StaticFiles(directory=WEB))
+    return app
+
+
+def _lifespan(
+    settings: Settings, shelf: Callable[[Settings], Models]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        models = await anyio.to_thread.run_sync(shelf, settings)
+        async with anyio.create_task_group() as group:
+            yield State(
+                settings=settings,
+                models=models,
+                workers=Workers(settings.workers, settings.max_queued_pictures),
+                jobs=Jobs(group, models, settings),
+            )
+            group.cancel_scope.cancel()
+
+    return lifespan
+
+
+def _page(name: str) -> Callable[[], Any]:
+    async def page() -> FileResponse:
+        return FileResponse(WEB / name, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    return page

@@ -1,0 +1,1 @@
+"""The service's doors, one file each. A handler parses, calls and responds; it computes nothing."""

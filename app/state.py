@@ -1,0 +1,40 @@
+"""What the service holds while it runs, and how a handler gets at it. Builds nothing: `app.main` does."""
+
+from typing import Annotated, TypedDict
+
+from fastapi import Depends, Request
+
+from app.jobs import Jobs
+from app.limits import Workers
+from app.models import Models
+from app.settings import Settings
+
+
+class State(TypedDict):
+    settings: Settings
+    models: Models
+    workers: Workers
+    jobs: Jobs
+
+
+# Coroutines, because the framework would run plain functions in a thread.
+async def _settings(request: Request) -> Settings:
+    return request.state.settings  # type: ignore[no-any-return]
+
+
+async def _models(request: Request) -> Models:
+    return request.state.models  # type: ignore[no-any-return]
+
+
+async def _workers(request: Request) -> Workers:
+    return request.state.workers  # type: ignore[no-any-return]
+
+
+async def _jobs(request: Request) -> Jobs:
+    return request.state.jobs  # type: ignore[no-any-return]
+
+
+SettingsNow = Annotated[Settings, Depends(_settings)]
+ModelsNow = Annotated[Models, Depends(_models)]
+WorkersNow = Annotated[Workers, Depends(_workers)]
+JobsNow = Annotated[Jobs, Depends(_jobs)]

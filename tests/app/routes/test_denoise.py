@@ -1,0 +1,209 @@
+"""POST /denoise, asked in every way that it promises to understand."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import pytest
+import torch
+from starlette.testclient import TestClient
+from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise
+
+PNG = encoded(noise())
+
+
+def ask(client: TestClient, data: bytes = PNG, name: str = "cat.png", **query: object):
+    return client.post("/denoise", params=query, files={"file": (name, data)})
+
+
+def test_a_picture_comes_back_from_a_form_and_from_a_raw_body_alike(live):
+    by_form = ask(live)
+    raw = live.post("/denoise", content=PNG, headers={"Content-Type": "image/png"})
+    untyped = live.post("/denoise", content=PNG)
+    for answer in (by_form, raw, untyped):
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "image/png"
+        assert decoded(answer.content).tobytes() == noise().tobytes()  # the model corrects nothing
+
+
+def test_the_headers_say_what_was_done(serve):
+    with serve(Toy(sigma=12.3456 / 255)) as client:
+        headers = ask(client).headers
+    assert headers["X-Clearfold-Sigma"] == "12.35"
+    assert headers["X-Clearfold-Model"] == "toy"
+    assert headers["X-Clearfold-Device"] == "cpu"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    stages = [stage.split(";dur=") for stage in headers["Server-Timing"].split(", ")]
+    assert [name for name, _ in stages] == ["decode", "denoise", "encode"]
+    assert all(float(milliseconds) >= 0 for _, milliseconds in stages)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ("cat.png", "cat-denoised.png"),
+        ("Käse \U0001f9c0.PNG", "K%C3%A4se%20%F0%9F%A7%80-denoised.png"),
+        ("../../etc/passwd.png", "passwd-denoised.png"),
+        ("C:\\pictures\\cat.png", "cat-denoised.png"),
+        ("a; b=c.png", "a%3B%20b%3Dc-denoised.png"),
+    ],
+)
+def test_the_name_of_the_answer_says_that_it_was_denoised(serve, sent, told):
+    with serve(Toy()) as client:
+        assert ask(client, name=sent).headers["Content-Disposition"] == f"inline; filename*=UTF-8''{told}"
+
+
+def test_the_noise_level_is_read_in_8_bit_steps_and_handed_on_in_image_units(serve):
+    toy = Toy(sigma=0.2)
+    with serve(toy) as client:
+        assert ask(client, sigma=51, strength=0.5).headers["X-Clearfold-Sigma"] == "51.00"
+        assert ask(client, sigma="auto").headers["X-Clearfold-Sigma"] == "51.00"
+    assert toy.asked == [(0.2, 0.5), (0.2, 1.0)]
+
+
+def test_the_answer_is_rounded_and_not_cut(serve):
+    with serve(Toy(lambda pixels, sigma, going: torch.full_like(pixels, 100.6 / 255))) as client:
+        assert decoded(ask(client).content).getpixel((0, 0)) == (101, 101, 101)
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp", "bmp"])
+def test_the_answer_has_the_format_that_came_in(serve, format):
+    with serve(Toy()) as client:
+        answer = ask(client, encoded(noise(), format), "cat")
+    assert answer.headers["content-type"] == f"image/{format}"
+    assert decoded(answer.content).format == format.upper()
+
+
+def test_the_answer_has_the_format_and_the_quality_that_were_asked_for(serve):
+    with serve(Toy()) as client:
+        fine, coarse = (ask(client, format="jpg", quality=quality) for quality in (95, 10))
+    assert fine.headers["content-type"] == "image/jpeg"
+    assert fine.headers["Content-Disposition"].endswith("cat-denoised.jpg")
+    assert len(coarse.content) < len(fine.content) / 2
+
+
+def test_the_model_that_was_asked_for_is_used(serve):
+    with serve(Toy(name="one"), Toy(name="two"), default_model="two") as client:
+        assert ask(client).headers["X-Clearfold-Model"] == "two"
+        assert ask(client, model="one").headers["X-Clearfold-Model"] == "one"
+        unknown = ask(client, model="three")
+    assert unknown.status_code == 404
+    assert unknown.json()["detail"] == "model = 'three': there is no such model. There are: 'one', 'two'."
+    assert unknown.json()["models"] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ({"sigma": "nan"}, "sigma = 'nan': must be 'auto' or a number from 0 to 100."),
+        ({"sigma": "inf"}, "sigma = 'inf': must be 'auto' or a number from 0 to 100."),
+        ({"sigma": "100.1"}, "sigma = '100.1': must be 'auto' or a number from 0 to 100."),
+        ({"strength": "2.5"}, "strength = '2.5': Input should be less than or equal to 2."),
+        ({"strength": "nan"}, "strength = 'nan': Input should be a finite number."),
+        ({"quality": "0"}, "quality = '0': Input should be greater than or equal to 1."),
+        ({"format": "xcf"}, "format = 'xcf': must be one of png, jpeg, webp, tiff, bmp, gif, avif."),
+        ({"sigmma": "25"}, "sigmma = '25': Extra inputs are not permitted."),
+    ],
+)
+def test_a_wish_against_its_rule_is_refused_by_name(serve, query, detail):
+    with serve(Toy()) as client:
+        answer = ask(client, **query)
+    assert (answer.status_code, answer.json()["detail"]) == (422, detail)
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "words"),
+    [
+        ({"files": {"file": ("a.png", PNG[:-40])}}, 422, "cut short"),
+        ({"files": {"file": ("a.png", b"")}}, 422, "empty"),
+        ({"files": {"other": ("a.png", PNG)}}, 422, "file is missing"),
+        ({"data": {"file": "a.png"}, "files": {"x": ("x", b"x")}}, 422, "file is missing"),
+        ({"files": {"file": ("a.txt", b"no picture at all")}}, 415, "send one of png, jpeg"),
+        ({"content": PNG, "headers": {"Content-Type": "application/json"}}, 415, "'application/json'"),
+        ({"content": PNG, "headers": {"Content-Type": "multipart/form-data"}}, 400, "Missing boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "Invalid multipart"),
+    ],
+)
+def test_what_is_no_whole_picture_is_refused(serve, send, status, words):
+    with serve(Toy()) as client:
+        answer = client.post("/denoise", **send)
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["detail"]
+
+
+def test_a_picture_of_too_many_pixels_is_refused_with_the_limit(serve):
+    with serve(Toy(), max_pixels=383) as client:
+        answer = ask(client)  # 24 by 16 pixels
+    assert answer.status_code == 422
+    assert "at most 0.000383 are accepted" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_too_many_bytes_is_refused_with_the_limit(serve, chunked):
+    with serve(Toy(), max_upload_bytes=1000) as client:
+        answer = client.post("/denoise", content=iter([PNG, PNG]) if chunked else PNG + PNG)
+    assert answer.status_code == 413
+    assert answer.json()["limit"] == {"max_upload_bytes": 1000}
+    assert "max_upload_bytes = 1000" in answer.json()["detail"]
+
+
+def test_two_at_once_each_get_their_own_picture(serve):
+    both_are_here = threading.Barrier(2, timeout=DEADLINE_SECONDS)
+
+    def add(pixels, sigma, going):
+        both_are_here.wait()
+        return pixels + sigma
+
+    black = encoded(noise().point(lambda value: 0))
+    with serve(Toy(add), workers=2) as client, ThreadPoolExecutor() as threads:
+        answers = threads.map(lambda sigma: ask(client, black, sigma=sigma).content, (10, 20))
+        assert [decoded(answer).getpixel((0, 0))[0] for answer in answers] == [10, 20]
+
+
+def test_a_picture_being_denoised_holds_up_nobody_else(serve):
+    gate = Gate()
+    with serve(Toy(gate)) as client, ThreadPoolExecutor() as threads:
+        answer = threads.submit(ask, client)
+        assert gate.began.wait(DEADLINE_SECONDS)
+        assert client.get("/livez").status_code == 200
+        assert not answer.done()
+        gate.opened.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_picture_too_many_is_told_when_to_come_again(serve):
+    gate = Gate()
+    with serve(Toy(gate), workers=1, max_queued_pictures=0) as client, ThreadPoolExecutor() as threads:
+        admitted = threads.submit(ask, client)
+        assert gate.began.wait(DEADLINE_SECONDS)
+        refused = ask(client)
+        gate.opened.set()
+        assert admitted.result().status_code == 200
+        assert ask(client).status_code == 200
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json()["limit"] == {"max_queued_pictures": 0}
+
+
+def test_a_client_that_leaves_stops_the_work_at_the_next_tile(serve):
+    gate = Gate()
+    sent: list[dict] = []
+    body = iter([{"type": "http.request", "body": PNG, "more_body": False}])
+
+    async def receive():
+        if (message := next(body, None)) is not None:
+            return message
+        await anyio.to_thread.run_sync(gate.began.wait, DEADLINE_SECONDS)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    with serve(Toy(gate)) as client:
+        scope = {"type": "http", "method": "POST", "path": "/denoise", "raw_path": b"/denoise", "query_string": b""}
+        scope |= {"headers": [], "root_path": "", "scheme": "http", "server": ("test", 80), "state": client.app_state}
+        client.portal.call(client.app, scope, receive, send)
+        assert gate.stopped.is_set()
+        assert sent[0]["status"] == 499  # which nobody hears
+        gate.opened.set()
+        assert ask(client).status_code == 200  # its place is free again

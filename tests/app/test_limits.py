@@ -1,0 +1,136 @@
+"""Bytes counted as they arrive, pictures counted as they wait."""
+
+import threading
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+from starlette.requests import ClientDisconnect, Request
+from toys import DEADLINE_SECONDS
+
+from app.errors import Busy, TooLarge
+from app.limits import BodyLimit, Workers
+
+
+class Body:
+    """A request's body in pieces, which counts how many were taken."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+        self.taken = 0
+
+    async def receive(self):
+        self.taken += 1
+        return {"type": "http.request", "body": self.pieces[self.taken - 1], "more_body": self.taken < len(self.pieces)}
+
+
+async def read_body(scope, receive, send):
+    await Request(scope, receive).body()
+
+
+def limited(body: Body, path: str = "/denoise", **headers: str) -> None:
+    scope = {"type": "http", "method": "POST", "path": path}
+    scope["headers"] = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    anyio.run(BodyLimit(read_body, {"/denoise": ("max_upload_bytes", 10)}), scope, body.receive, None)
+
+
+def test_a_body_of_exactly_the_limit_is_let_through():
+    body = Body(b"12345", b"67890")
+    limited(body, content_length="10")
+    assert body.taken == 2
+
+
+def test_no_more_is_taken_of_a_body_than_shows_that_it_is_too_large():
+    body = Body(b"12345", b"678901", b"never taken")
+    with pytest.raises(
+        TooLarge, match="max_upload_bytes = 10: send a smaller one, or raise CLEARFOLD_MAX_UPLOAD_BYTES"
+    ):
+        limited(body)
+    assert body.taken == 2
+
+
+def test_nothing_is_taken_of_a_body_that_says_it_is_too_large():
+    body = Body(b"never taken")
+    with pytest.raises(TooLarge):
+        limited(body, content_length="11")
+    assert body.taken == 0
+
+
+def test_a_path_without_a_limit_has_none():
+    limited(Body(b"more than ten bytes"), path="/elsewhere", content_length="19")
+
+
+def still_here() -> Request:
+    async def receive():
+        await anyio.sleep_forever()
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+def leaves_when(left: anyio.Event) -> Request:
+    async def receive():
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+def test_pictures_wait_up_to_the_limit_and_one_more_is_refused():
+    async def scene():
+        workers, gate = Workers(1, max_queued_pictures=2), threading.Event()
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(workers.run, still_here(), lambda going: gate.wait(DEADLINE_SECONDS))
+            await wait_all_tasks_blocked()
+            with pytest.raises(
+                Busy, match=r"^2 pictures are waiting, and max_queued_pictures = 2: try again in \d+ sec"
+            ):
+                await workers.run(still_here(), lambda going: None)
+            gate.set()
+        return await workers.run(still_here(), lambda going: "done")
+
+    assert anyio.run(scene) == "done"
+
+
+def test_never_more_threads_work_than_there_are_workers():
+    at_work = threading.Semaphore(2)
+
+    def work(going):
+        assert at_work.acquire(blocking=False), "a third thread is at work"
+        at_work.release()
+
+    async def scene():
+        workers = Workers(2, max_queued_pictures=50)
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(workers.run, still_here(), work)
+
+    anyio.run(scene)
+
+
+def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_picture_is_never_begun():
+    async def scene():
+        workers, gate, left = Workers(1, max_queued_pictures=1), threading.Event(), anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.run, still_here(), lambda going: gate.wait(DEADLINE_SECONDS))
+            await wait_all_tasks_blocked()
+
+            async def waiter():
+                with pytest.raises(ClientDisconnect):
+                    await workers.run(leaves_when(left), lambda going: pytest.fail("begun for nobody"))
+                group.start_soon(workers.run, still_here(), lambda going: None)  # the place is free
+                gate.set()
+
+            group.start_soon(waiter)
+            await wait_all_tasks_blocked()
+            left.set()
+
+    anyio.run(scene)
+
+
+def test_a_failure_of_the_work_is_the_callers():
+    async def scene():
+        await Workers(1, 0).run(still_here(), lambda going: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        anyio.run(scene)

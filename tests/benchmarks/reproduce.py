@@ -1,0 +1,90 @@
+"""`python -m tests.benchmarks.reproduce DIR ...`: the Noise2Noise experiment by this engine and by torch.nn with autograd, side by side.
+
+Both start from the same weights and see the same batches, epoch by epoch in turn, so that a busy machine slows both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core import data, reproduce
+from core.networks import noise2noise
+from core.nn import Module
+
+
+def as_torch(network: Module) -> nn.Sequential:
+    """The same network with the same weights in torch.nn, NCHW."""
+    twin = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 5, 2, 2),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(64, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(32, 3, 3, padding=1),
+        nn.Sigmoid(),
+    )
+    with torch.no_grad():
+        for theirs, ours in zip(twin.parameters(), network.param(), strict=True):
+            theirs.copy_(ours.value.permute(3, 2, 0, 1) if ours.value.dim() == 4 else ours.value)
+    return twin
+
+
+def epochs_of_torch(training: reproduce.Pictures, validation: reproduce.Pictures, epochs: int, seed: int):  # type: ignore[no-untyped-def]
+    """As `core.reproduce.train` with its recipe "report", yielding (mean of PSNR, PSNR of mean, seconds of training so far)."""
+    network = as_torch(noise2noise(torch.Generator().manual_seed(seed)))
+    optimiser, loss, seconds = torch.optim.SGD(network.parameters(), 2.0), nn.MSELoss(), 0.0
+    for epoch in range(epochs):
+        started = time.monotonic()
+        for chosen in torch.split(torch.randperm(len(training.noisy), generator=data.generator_of(seed, epoch)), reproduce.BATCH):
+            optimiser.zero_grad()
+            loss(network(_nchw(training.noisy[chosen])), _nchw(training.other[chosen])).backward()
+            optimiser.step()
+        seconds += time.monotonic() - started
+        with torch.inference_mode():
+            clean = torch.cat([network(_nchw(part)) for part in torch.split(validation.noisy, 250)]).permute(0, 2, 3, 1)
+        yield (*reproduce.score(clean.clamp(0, 1).mul(255).round().div(255), validation.other), seconds)
+
+
+def _nchw(pictures: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2).float().div(255)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of photographs")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+
+    training, validation = reproduce.pictures(chosen.folders, chosen.pairs, chosen.seed)
+    noisy = reproduce.score(validation.noisy.float() / 255, validation.other)
+    print(f"noisy input: {noisy[0]:.2f} / {noisy[1]:.2f} dB (mean of PSNR / PSNR of mean)")
+    theirs = epochs_of_torch(training, validation, chosen.epochs, chosen.seed)
+    waited = 0.0
+
+    def after_epoch(epoch: reproduce.Epoch) -> None:
+        nonlocal waited
+        started = time.monotonic()
+        a, b, seconds = next(theirs)
+        ours = epoch.seconds - waited
+        print(
+            f"epoch {epoch.number:>2}: clearfold {epoch.mean_of_psnr:.2f} / {epoch.psnr_of_mean:.2f} dB in {ours:.0f} s, "
+            f"torch.nn {a:.2f} / {b:.2f} dB in {seconds:.0f} s, {seconds / ours:.2f} times as long",
+            flush=True,
+        )
+        waited += time.monotonic() - started
+
+    reproduce.train(training, validation, "report", chosen.epochs, seed=chosen.seed, after_epoch=after_epoch)
+
+
+if __name__ == "__main__":
+    main()

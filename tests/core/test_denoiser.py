@@ -1,0 +1,259 @@
+"""The denoiser's door: any size, tiles that leave no trace, what it refuses, and what it keeps to itself."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from core import Cancelled, Denoiser, DeviceError, WeightsError, networks, noise, weights
+from core.nn import Module
+from tests.core.made import photo, refused, small
+
+CPU = torch.device("cpu")
+SIGMA = 25 / 255
+
+
+def of(network: Module, dtype: torch.dtype = torch.float32) -> Denoiser:
+    return Denoiser(network, {}, "made", CPU, dtype)
+
+
+def lively(seed: int = 0) -> Module:
+    """The true network with weights so large that what is far away is seen."""
+    network = networks.unet(torch.Generator().manual_seed(seed))
+    for _, value, _ in network.param():
+        value *= 2
+    return network
+
+
+@pytest.fixture
+def denoiser(generator: torch.Generator) -> Denoiser:
+    return of(small(generator))
+
+
+def by_hand(network: Module, pixels: Tensor, sigma: float) -> Tensor:
+    """The whole picture at once: mirrored to a multiple of 8, the noise level as fourth channel, cut and clamped."""
+    H, W, _ = pixels.shape
+    whole = torch.from_numpy(np.pad(pixels.numpy(), ((0, -H % 8), (0, -W % 8), (0, 0)), "symmetric"))
+    level = torch.full((*whole.shape[:2], 1), sigma)
+    clean = whole + network.forward(torch.cat((whole, level), 2)[None])[0]
+    return clean[:H, :W].clamp(0, 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (2, 9), (7, 5), (8, 8), (33, 17), (40, 72)])
+def test_a_picture_of_any_size_is_mirrored_to_what_the_network_takes(denoiser: Denoiser, size: tuple[int, int]) -> None:
+    noisy = photo(*size)
+    clean = denoiser(noisy, SIGMA)
+    assert clean.shape == (*size, 3)
+    assert clean.dtype == torch.float32
+    assert (clean - noisy).abs().max() > 0.01
+    torch.testing.assert_close(clean, by_hand(denoiser.network, noisy, SIGMA), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (7, 5), (31, 24)])
+def test_the_shipped_architecture_takes_any_size_too(size: tuple[int, int]) -> None:
+    network, noisy = lively(), photo(*size)
+    torch.testing.assert_close(of(network)(noisy, SIGMA), by_hand(network, noisy, SIGMA), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [1, 8, 16, 40, 64])
+def test_tiles_leave_no_trace(denoiser: Denoiser, tile: int) -> None:
+    noisy = photo(150, 131)
+    untiled = denoiser(noisy, SIGMA, tile=4096)
+    assert (untiled - noisy).abs().max() > 0.05
+    passes: list[int] = []
+    tiled = denoiser(noisy, SIGMA, tile=tile, keep_going=lambda: passes.append(1) is None)
+    assert len(passes) >= 4
+    torch.testing.assert_close(tiled, untiled, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [40, 64])
+def test_tiles_of_the_shipped_architecture_leave_no_trace(tile: int) -> None:
+    denoiser, noisy = of(lively()), photo(300, 11)
+    untiled = denoiser(noisy, SIGMA, tile=4096)
+    assert (untiled - noisy).abs().max() > 0.05
+    passes: list[int] = []
+    tiled = denoiser(noisy, SIGMA, tile=tile, keep_going=lambda: passes.append(1) is None)
+    assert len(passes) == -(-304 // tile)
+    torch.testing.assert_close(tiled, untiled, atol=1e-5, rtol=0)
+
+
+def test_tiles_that_did_not_overlap_would_leave_a_trace(denoiser: Denoiser) -> None:
+    noisy = photo(150, 131)
+    untiled = denoiser(noisy, SIGMA)
+    denoiser._halo = 0
+    assert (denoiser(noisy, SIGMA, tile=40) - untiled).abs().max() > 1e-3
+
+
+def test_a_small_picture_is_done_in_one_pass(denoiser: Denoiser) -> None:
+    passes: list[int] = []
+    denoiser(photo(100, 100), SIGMA, keep_going=lambda: passes.append(1) is None)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("sigma", [None, 0.0, SIGMA])
+def test_strength_0_gives_the_picture_back_bit_for_bit(denoiser: Denoiser, sigma: float | None) -> None:
+    noisy = photo(20, 30) * 2 - 0.5  # outside [0, 1] too
+    same = denoiser(noisy, sigma, strength=0)
+    assert torch.equal(same, noisy)
+    assert same.data_ptr() != noisy.data_ptr()
+
+
+def test_sigma_0_changes_nothing(denoiser: Denoiser) -> None:
+    noisy = photo(20, 30)
+    assert torch.equal(denoiser(noisy, 0.0), noisy)
+
+
+def test_without_sigma_it_is_estimated(denoiser: Denoiser, generator: torch.Generator) -> None:
+    noisy = noise.add_gaussian(photo(64, 64), SIGMA, generator).clamp(0, 1)
+    estimate = denoiser.estimate(noisy)
+    assert estimate == pytest.approx(SIGMA, rel=0.15)
+    assert torch.equal(denoiser(noisy), denoiser(noisy, estimate))
+    assert not torch.equal(denoiser(noisy), denoiser(noisy, estimate * 1.5))
+
+
+def test_strength_2_is_twice_the_noise_level(denoiser: Denoiser) -> None:
+    noisy = photo(16, 24)
+    assert torch.equal(denoiser(noisy, SIGMA, strength=2), denoiser(noisy, 2 * SIGMA))
+    assert torch.equal(denoiser(noisy, strength=2), denoiser(noisy, 2 * denoiser.estimate(noisy)))
+    assert not torch.equal(denoiser(noisy, SIGMA, strength=2), denoiser(noisy, SIGMA))
+
+
+def test_it_gives_up_between_two_tiles_when_told(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    forward = denoiser.network.forward
+    monkeypatch.setattr(denoiser.network, "forward", lambda *given: passes.append(1) or forward(*given))
+    answers = iter([True, False])
+    with refused(Cancelled, "the picture was given up between two tiles"):
+        denoiser(photo(150, 131), SIGMA, tile=8, keep_going=lambda: next(answers))
+    assert len(passes) == 1
+
+
+def test_threads_share_one_denoiser(denoiser: Denoiser) -> None:
+    pictures = [photo(20 + 7 * i, 60 - 5 * i, seed=i) for i in range(8)]
+    sigmas = [0.02 * (i + 1) for i in range(8)]
+    alone = [denoiser(picture, sigma, tile=16) for picture, sigma in zip(pictures, sigmas, strict=True)]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            together = threads.map(lambda picture, sigma: denoiser(picture, sigma, tile=16), pictures, sigmas)
+            for ours, theirs in zip(together, alone, strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_neither_the_picture_nor_the_network_is_changed(denoiser: Denoiser) -> None:
+    noisy = photo(30, 30)
+    before, kept = noisy.clone(), [(p.name, p.value.clone(), p.derivative) for p in denoiser.network.param()]
+    denoiser(noisy, SIGMA)
+    assert torch.equal(noisy, before)
+    for (name, value, derivative), now in zip(kept, denoiser.network.param(), strict=True):
+        assert now.name == name
+        assert torch.equal(now.value, value)
+        assert now.derivative is derivative is None
+
+
+def test_a_result_may_be_changed_in_place(denoiser: Denoiser) -> None:
+    clean = denoiser(photo(8, 8), SIGMA)
+    expected = clean * 255
+    assert torch.equal(clean.mul_(255), expected)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_picture_in_other_floats_comes_back_in_float32(denoiser: Denoiser, dtype: torch.dtype, strength: float) -> None:
+    noisy = photo(12, 9)
+    clean = denoiser(noisy.to(dtype), SIGMA, strength)
+    assert clean.dtype == torch.float32
+    torch.testing.assert_close(clean, denoiser(noisy, SIGMA, strength), atol=2e-3, rtol=0)
+
+
+def test_the_result_lies_between_0_and_1(denoiser: Denoiser) -> None:
+    for _, value, _ in denoiser.network.param():
+        value *= 3
+    clean = denoiser(photo(40, 40), 1.0)
+    assert clean.min() == 0
+    assert clean.max() == 1
+
+
+SHAPE = "a picture is floats in [0, 1] of shape (H, W, 3)"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(4, 5), f"pixels are torch.float32 of shape (4, 5): {SHAPE}"),
+        (torch.zeros(3, 4, 5), f"pixels are torch.float32 of shape (3, 4, 5): {SHAPE}"),
+        (torch.zeros(4, 5, 4), f"pixels are torch.float32 of shape (4, 5, 4): {SHAPE}"),
+        (torch.zeros(1, 4, 5, 3), f"pixels are torch.float32 of shape (1, 4, 5, 3): {SHAPE}"),
+        (torch.zeros(0, 5, 3), f"pixels are torch.float32 of shape (0, 5, 3): {SHAPE}"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), f"pixels are torch.uint8 of shape (4, 5, 3): {SHAPE}"),
+        (torch.full((4, 5, 3), torch.nan), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),
+        (torch.full((4, 5, 3), torch.inf), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),
+    ],
+)
+def test_what_is_no_picture_is_refused(denoiser: Denoiser, pixels: Tensor, message: str) -> None:
+    asked: list[Callable[[Tensor], object]] = [denoiser, lambda p: denoiser(p, SIGMA, strength=0), denoiser.estimate]
+    for ask in asked:
+        with refused(ValueError, message):
+            ask(pixels)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "strength"), [(-0.1, 1.0), (0.1, -1.0), (float("nan"), 1.0), (float("inf"), 1.0), (0.1, float("nan"))]
+)
+def test_a_noise_level_that_is_none_is_refused(denoiser: Denoiser, sigma: float, strength: float) -> None:
+    with refused(ValueError, f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0"):
+        denoiser(photo(8, 8), sigma, strength)
+
+
+BOUND = 2 / 255
+"""How far a pixel in bfloat16 may lie from float32's: the correction has 8 bits, the picture itself is never rounded."""
+
+
+def test_bfloat16_is_close_to_float32(generator: torch.Generator) -> None:
+    noisy = noise.add_gaussian(photo(48, 40), SIGMA, generator)
+    fine = of(networks.unet(torch.Generator().manual_seed(0)))(noisy, SIGMA)
+    coarse = of(networks.unet(torch.Generator().manual_seed(0)), torch.bfloat16)(noisy, SIGMA)
+    assert coarse.dtype == torch.float32
+    assert (fine - noisy.clamp(0, 1)).abs().max() > 0.02
+    assert 0 < (coarse - fine).abs().max() < BOUND
+
+
+@pytest.fixture
+def file(tmp_path: Path, small_unet: None) -> Path:
+    values = {p.name: p.value for p in small(torch.Generator().manual_seed(3)).param()}
+    weights.save(tmp_path / "sharp.safetensors", values, {"architecture": "unet", "title": "Sharp"})
+    return tmp_path / "sharp.safetensors"
+
+
+def test_loaded_from_a_file_it_tells_what_it_took(file: Path) -> None:
+    denoiser = Denoiser.load(str(file), "cpu", "float32")
+    assert (denoiser.name, denoiser.device, denoiser.dtype) == ("sharp", CPU, torch.float32)
+    assert denoiser.card == {"architecture": "unet", "title": "Sharp"}
+    noisy = photo(9, 9)
+    torch.testing.assert_close(denoiser(noisy, SIGMA), of(small(torch.Generator().manual_seed(3)))(noisy, SIGMA))
+
+
+def test_auto_takes_the_processor_where_there_is_no_gpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    denoiser = Denoiser.load(file)
+    assert denoiser.device == CPU
+    assert all(p.value.dtype == denoiser.dtype for p in denoiser.network.param())
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    message = (
+        f'device = "cuda" needs a CUDA GPU, and torch {torch.__version__} sees 0 here: use "auto" or "cpu", '
+        "or install the NVIDIA driver and a CUDA build of torch"
+    )
+    with refused(DeviceError, message):
+        Denoiser.load(tmp_path / "missing.safetensors", device="cuda")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing.safetensors"
+    with refused(WeightsError, f"{path} does not exist: name a .safetensors file, or a model of `clearfold models`"):
+        Denoiser.load(path)

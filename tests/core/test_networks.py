@@ -1,0 +1,85 @@
+"""The architectures, counted by hand."""
+
+import pytest
+import torch
+
+from core import networks
+from core.nn import Conv2d, DepthToSpace, Residual, Sequential, SpaceToDepth, Tape
+from tests.core.made import photo
+
+
+def block(channels: int) -> int:
+    """Weights of two 3x3 convolutions without bias."""
+    return 2 * 9 * channels * channels
+
+
+def test_the_denoiser_has_the_weights_its_list_says() -> None:
+    expected = (
+        (9 * 16 * 64 + 64)  # into 64 channels at half resolution
+        + 4 * block(64)
+        + (4 * 64 * 128 + 128 * 256)  # down, and back up
+        + 4 * block(128)
+        + (4 * 128 * 256 + 256 * 512)
+        + 2 * block(256)
+        + (9 * 64 * 12 + 12)
+    )
+    assert sum(p.value.numel() for p in networks.unet().param()) == expected == 4_177_740
+
+
+def test_the_denoisers_work_is_as_counted_by_hand_and_within_its_budget() -> None:
+    half = 9 * 16 * 64 + 4 * block(64) + 9 * 64 * 12  # each weight once a pixel of the half-resolution grid
+    quarter = 4 * 64 * 128 + 4 * block(128) + 128 * 256
+    eighth = 4 * 128 * 256 + 2 * block(256) + 256 * 512
+    assert networks.multiply_adds(networks.unet()) == half / 4 + quarter / 16 + eighth / 64 <= 200_000
+
+
+def test_multiply_adds_follow_the_grid_through_strides_and_skips() -> None:
+    network = Sequential(
+        Conv2d(3, 5, 3, padding=1),  # 9*3*5 at every pixel
+        SpaceToDepth(2),
+        Residual(Conv2d(20, 7, 2, stride=2), Conv2d(7, 80, 1), DepthToSpace(2)),  # 4*20*7 and 7*80 at every 16th
+        Conv2d(20, 2, 1),  # 20*2 at every 4th
+    )
+    assert networks.multiply_adds(network) == 135 + (560 + 560) / 16 + 40 / 4
+
+
+def test_the_denoiser_looks_no_further_than_a_tile_can_afford() -> None:
+    reach, step = networks.unet().reach()
+    assert step == 1
+    assert reach <= 104
+
+
+def test_the_denoiser_starts_as_almost_nothing_but_not_as_nothing() -> None:
+    noisy = photo(16, 24)[None]
+    clean = networks.correct(networks.unet(torch.Generator().manual_seed(0)), noisy, 0.1, torch.float32)
+    assert 0.001 < (clean - noisy).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("make", [networks.unet, networks.noise2noise])
+def test_the_same_generator_makes_the_same_weights(make) -> None:  # type: ignore[no-untyped-def]
+    one, same, other = (make(torch.Generator().manual_seed(seed)).param() for seed in (1, 1, 2))
+    assert all(torch.equal(a.value, b.value) for a, b in zip(one, same, strict=True))
+    assert not torch.equal(one[0].value, other[0].value)
+
+
+def test_the_experiments_network_is_the_reports() -> None:
+    shapes = [tuple(p.value.shape) for p in networks.noise2noise().param()]
+    assert shapes == [(3, 3, 3, 32), (32,), (5, 5, 32, 64), (64,), (5, 5, 64, 32), (32,), (3, 3, 32, 3), (3,)]
+    clean = networks.noise2noise().forward(torch.rand(2, 32, 32, 3))
+    assert clean.shape == (2, 32, 32, 3)
+    assert 0 < clean.min() <= clean.max() < 1
+
+
+def test_a_correction_is_added_to_the_picture_and_the_level_is_the_fourth_channel() -> None:
+    class Seen(Sequential):
+        def forward(self, x: torch.Tensor, tape: Tape | None = None) -> torch.Tensor:
+            self.x = x
+            return x[..., 3:].expand(-1, -1, -1, 3)
+
+    network, noisy = Seen(), torch.stack((photo(8, 16), photo(8, 16, seed=1)))
+    clean = networks.correct(network, noisy, torch.tensor([0.25, 0.5]).view(2, 1, 1, 1), torch.bfloat16)
+    assert network.x.dtype == torch.bfloat16
+    assert torch.equal(network.x[..., :3], noisy.bfloat16())
+    assert torch.equal(network.x[..., 3], torch.tensor([0.25, 0.5]).view(2, 1, 1).expand(2, 8, 16).bfloat16())
+    assert torch.equal(clean, noisy + torch.tensor([0.25, 0.5]).view(2, 1, 1, 1))  # the sum is in float32
+    assert torch.equal(networks.correct(network, noisy, 0.25, torch.float32), noisy + 0.25)

@@ -1,0 +1,441 @@
+"""The training loop: what it writes, that it goes on to the very same bits, and that nothing good is lost when it fails."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core import DataError, Denoiser, DeviceError, WeightsError, metrics, networks, noise, trainer, weights
+from core.nn import L1
+from core.trainer import Progress, Recipe, TrainingError
+from tests.core.made import flat, photo, refused, save, small
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(4):
+        save(folder / f"{i}.png", photo(24 + i, 30, seed=i))
+    return folder
+
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def recipe(photos: Path, tmp_path: Path) -> Make:
+    """A recipe of a few small steps; `recipe(steps=3)` changes what is named."""
+
+    def make(**changed: Any) -> Recipe:
+        plain: dict[str, Any] = {"data": (photos,), "out": tmp_path / "run" / "m.safetensors", "steps": 6, "batch": 2, "patch": 16}
+        return Recipe(**{**plain, "warm_up": 2, "evaluate_every": 100, "device": "cpu", "dtype": "float32", **changed})
+
+    return make
+
+
+def run(recipe: Recipe, resume: bool = False) -> list[Progress]:
+    told: list[Progress] = []
+    trainer.train(recipe, told.append, resume=resume)
+    return told
+
+
+def run_until(step: int, recipe: Recipe) -> list[Progress]:
+    """`stop` is asked after a step is done and before it is told."""
+    done = 0
+
+    def stop() -> bool:
+        nonlocal done
+        done += 1
+        return done == step
+
+    told: list[Progress] = []
+    trainer.train(recipe, told.append, stop)
+    return told
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def breaking_at(step: int, value: float) -> type[L1]:
+    """An L1 whose loss is `value` at the call of that number, counted from 0."""
+
+    class Breaking(L1):
+        calls = 0
+
+        def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.tensor(value) if self.calls == step + 1 else super().forward(prediction, target)
+
+    return Breaking
+
+
+def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(recipe: Make) -> None:
+    it = recipe(steps=2)
+    told: list[Progress] = []
+    assert trainer.train(it, told.append) == it.out
+    assert sorted(file.name for file in it.out.parent.iterdir()) == ["m.checkpoint", "m.md", "m.safetensors"]
+    assert [(p.step, p.steps, p.psnr is None) for p in told] == [(1, 2, True), (2, 2, False)]
+    denoiser = Denoiser.load(it.out, "cpu", "float32")
+    assert denoiser.card == {
+        "title": "m",
+        "architecture": "unet",
+        "summary": "Removes white Gaussian noise of a known or estimated level from photographs.",
+        "multiply_adds_a_pixel": 196544,
+        "weights": 4177740,
+        "data": [it.data[0].name],
+        "recipe": {
+            "steps": "2 of 2",
+            "pixels": 2 * 2 * 16 * 16,
+            "batch": "2 of 16x16",
+            "loss": "L1",
+            "optimiser": "Adam 0.001, warm-up over 2 steps, cosine decay, moving average 0.999",
+            "noise": "Gaussian, sigma 0 to 55 in 8-bit steps, uniform",
+            "started from": "random weights",
+            "seed": 0,
+        },
+        "figures": {},
+    }
+    assert it.out.with_suffix(".md").read_text() == weights.card_text(denoiser.card)
+    started = {p.name: p.value for p in networks.unet(torch.Generator().manual_seed(0)).param()}
+    assert all(not torch.equal(p.value, started[p.name].half().float()) for p in denoiser.network.param())
+
+
+@pytest.mark.usefixtures("small_unet")
+class TestOnASmallNetwork:
+    def test_a_run_that_was_stopped_goes_on_to_the_very_same_bits(self, recipe: Make, tmp_path: Path) -> None:
+        whole, parts = (recipe(out=tmp_path / name / "m.safetensors") for name in ("whole", "parts"))
+        losses = [p.loss for p in run(whole)]
+        first = [p.loss for p in run_until(3, parts)]
+        second = run(parts, resume=True)
+        assert len(set(losses)) == 6
+        assert first == losses[:3]
+        assert [p.loss for p in second] == losses[3:]
+        assert [p.step for p in second] == [4, 5, 6]
+        assert parts.out.read_bytes() == whole.out.read_bytes()
+        assert_same_tensors(load_file(parts.checkpoint), load_file(whole.checkpoint))
+
+    def test_a_run_resumed_at_its_end_has_nothing_to_do(self, recipe: Make) -> None:
+        run(recipe())
+        before = contents(recipe().out.parent)
+        assert run(recipe(), resume=True) == []
+        assert contents(recipe().out.parent) == before
+
+    @pytest.mark.parametrize(
+        ("name", "value", "asked", "kept"),
+        [
+            ("steps", 7, "7", "6"),
+            ("batch", 3, "3", "2"),
+            ("patch", 24, "24", "16"),
+            ("sigma", (0.0, 0.1), "[0.0, 0.1]", "[0.0, 0.21568627450980393]"),
+            ("lr", 2e-3, "0.002", "0.001"),
+            ("warm_up", 3, "3", "2"),
+            ("average", 0.9, "0.9", "0.999"),
+            ("seed", 1, "1", "0"),
+            ("evaluate_every", 50, "50", "100"),
+            ("dtype", "bfloat16", "bfloat16", "float32"),
+        ],
+    )
+    def test_another_recipe_cannot_be_resumed(self, recipe: Make, name: str, value: object, asked: str, kept: str) -> None:
+        run_until(1, recipe())
+        before = contents(recipe().out.parent)
+        message = f"{name} (={asked}) differs from the checkpoint's (={kept}): resume with the same, or start anew"
+        with refused(TrainingError, message):
+            run(recipe(**{name: value}), resume=True)
+        assert contents(recipe().out.parent) == before
+
+    def test_where_the_files_lie_and_how_often_they_are_written_may_change(self, recipe: Make, tmp_path: Path) -> None:
+        run_until(1, recipe())
+        recipe().out.parent.rename(tmp_path / "moved")
+        told = run(recipe(out=tmp_path / "moved" / "m.safetensors", checkpoint_seconds=5.0), resume=True)
+        assert [p.step for p in told] == [2, 3, 4, 5, 6]
+
+    def test_there_must_be_something_to_resume(self, recipe: Make) -> None:
+        with refused(TrainingError, f"{recipe().checkpoint} does not exist: there is nothing to resume, start anew"):
+            run(recipe(), resume=True)
+
+    def test_a_broken_checkpoint_is_named(self, recipe: Make) -> None:
+        run_until(1, recipe())
+        recipe().checkpoint.write_bytes(recipe().checkpoint.read_bytes()[:1000])
+        with pytest.raises(WeightsError, match=rf"^{recipe().checkpoint} is not a readable safetensors file"):
+            run(recipe(), resume=True)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_loss_that_is_no_number_stops_and_keeps_what_was_saved(
+        self, recipe: Make, monkeypatch: pytest.MonkeyPatch, value: float
+    ) -> None:
+        it = recipe(evaluate_every=2)
+        run_until(2, it)
+        before = contents(it.out.parent)
+        monkeypatch.setattr(trainer, "L1", breaking_at(1, value))
+        told: list[Progress] = []
+        message = (
+            f"the loss is {value} at step 3: lower lr (=0.001) and start from {it.out} (initial), which holds the weights of step 2"
+        )
+        with refused(TrainingError, message):
+            trainer.train(it, told.append, resume=True)
+        assert [p.step for p in told] == [3]
+        assert contents(it.out.parent) == before
+
+    def test_a_first_loss_that_is_no_number_leaves_no_file(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trainer, "L1", breaking_at(0, math.nan))
+        with refused(TrainingError, "the loss is nan at step 0: lower lr (=0.001) and start anew: nothing was saved yet"):
+            run(recipe())
+        assert not recipe().out.parent.exists()
+
+    def test_weights_that_broke_in_the_very_last_step_are_not_saved(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        run_until(2, recipe())
+        before = contents(recipe().out.parent)
+
+        class Breaking(L1):
+            def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
+                return super().backward(prediction, target) * math.nan
+
+        monkeypatch.setattr(trainer, "L1", Breaking)
+        told: list[Progress] = []
+        with pytest.raises(TrainingError, match=r"^a weight is NaN or infinite at step 3: lower lr .* the weights of step 2\Z"):
+            trainer.train(recipe(), told.append, lambda: True, resume=True)
+        assert contents(recipe().out.parent) == before
+
+    def test_a_checkpoint_is_written_after_so_many_seconds(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter(range(0, 1000, 10))
+        monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(clock)))
+        saved: list[int] = []
+        save = trainer._Run.save
+        monkeypatch.setattr(trainer._Run, "save", lambda run, recipe: (saved.append(run.step), save(run, recipe))[1])
+        run(recipe(checkpoint_seconds=15.0))  # a step takes 10 s by this clock
+        assert saved == [2, 4, 6]
+
+    def test_it_is_measured_and_saved_every_so_often_and_at_the_end(self, recipe: Make) -> None:
+        told = run(recipe(steps=5, evaluate_every=2))
+        assert [p.step for p in told if p.psnr is not None] == [2, 4, 5]
+
+    def test_stop_saves(self, recipe: Make) -> None:
+        told = run_until(2, recipe())
+        assert [p.step for p in told] == [1, 2]
+        assert told[-1].psnr is not None
+        assert weights.read(recipe().checkpoint)[1]["step"] == "2"
+        assert Denoiser.load(recipe().out).card["recipe"]["steps"] == "2 of 6"
+
+    def test_pace_and_time_left_are_by_the_clock(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter(range(0, 1000, 10))
+        monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(clock)))
+        told = run(recipe(steps=4))
+        assert [p.seconds_left for p in told] == [30.0, 20.0, 10.0, 0.0]
+        assert {p.pixels_per_second for p in told} == {2 * 16 * 16 / 10}
+
+    def test_what_is_measured_is_the_averaged_weights_on_the_validation_pictures(self, recipe: Make, photos: Path) -> None:
+        it = recipe(validation=photos, data=(photos,))
+        with pytest.raises(DataError):
+            run(it)  # nothing would be left to train on
+        folder = it.out.parent / "apart"
+        clean = [(photo(16, 24, seed=9 + i) * 255).round() / 255 for i in range(2)]
+        for i, picture in enumerate(clean):
+            save(folder / f"{i}.png", picture)
+        told = run(recipe(validation=folder))
+        denoiser = Denoiser.load(it.out, "cpu", "float32")
+        scores = [
+            metrics.psnr(metrics.to_8bit(denoiser(noise.add_gaussian(c, 25 / 255, trainer.data.generator_of(0, i)), 25 / 255)), c)
+            for i, c in enumerate(clean)
+        ]
+        assert told[-1].psnr == pytest.approx(sum(scores) / 2, abs=0.02)  # the file's weights are in half precision
+
+    def test_the_same_seed_gives_the_same_run_and_another_does_not(self, recipe: Make) -> None:
+        one, same, other = ([p.loss for p in run(recipe(seed=seed, steps=3))] for seed in (5, 5, 6))
+        assert one == same
+        assert not set(one) & set(other)
+
+    def test_in_bfloat16_the_master_weights_stay_in_float32(self, recipe: Make) -> None:
+        coarse = run(recipe(dtype="bfloat16", steps=3))
+        stored = load_file(recipe().checkpoint)
+        assert {value.dtype for value in stored.values()} == {torch.float32}
+        fine = run(recipe(steps=3))
+        for a, b in zip(coarse, fine, strict=True):
+            assert a.loss == pytest.approx(b.loss, rel=0.02)
+            assert a.loss != b.loss
+
+    def test_the_first_step_moves_no_weight_further_than_its_warm_learning_rate(self, recipe: Make) -> None:
+        run_until(1, recipe(lr=0.01, warm_up=4))
+        now = load_file(recipe().checkpoint)
+        moved = [(now[f"now.{p.name}"] - p.value).abs().max() for p in small(torch.Generator().manual_seed(0)).param()]
+        assert max(moved).item() == pytest.approx(0.01 / 4, rel=1e-3)  # Adam's first step is the learning rate itself
+
+    def test_the_moving_average_is_of_all_weights_so_far(self, recipe: Make) -> None:
+        run_until(1, recipe())
+        first = load_file(recipe().checkpoint)
+        started = {p.name: p.value for p in small(torch.Generator().manual_seed(0)).param()}
+        trained = trainer.train(recipe(), stop=lambda: True, resume=True)
+        second, written = load_file(recipe().checkpoint), load_file(trained)
+        for name, w0 in started.items():
+            average = 0.1 * w0 + 0.9 * first[f"now.{name}"]
+            torch.testing.assert_close(first[f"average.{name}"], average)
+            average = 2 / 11 * average + 9 / 11 * second[f"now.{name}"]
+            torch.testing.assert_close(second[f"average.{name}"], average)
+            assert torch.equal(written[name], second[f"average.{name}"].half())
+
+    def test_the_average_is_never_longer_than_asked(self, recipe: Make) -> None:
+        run_until(1, recipe(average=0.0))
+        stored = load_file(recipe().checkpoint)
+        for name in stored:
+            if name.startswith("now."):
+                assert torch.equal(stored[name], stored[name.replace("now.", "average.")])
+
+    def test_it_starts_from_the_weights_it_is_given(self, recipe: Make, tmp_path: Path) -> None:
+        given = {p.name: p.value for p in small(torch.Generator().manual_seed(77)).param()}
+        weights.save(tmp_path / "given.safetensors", given, {"architecture": "unet"})
+        path = trainer.train(recipe(initial=tmp_path / "given.safetensors", lr=1e-9), stop=lambda: True)
+        written = load_file(path)
+        assert_same_tensors(written, {name: value.half() for name, value in given.items()})
+        assert weights.load(path)[1]["recipe"]["started from"] == "given.safetensors"
+
+    def test_initial_weights_that_are_not_there_are_named(self, recipe: Make, tmp_path: Path) -> None:
+        with pytest.raises(WeightsError, match=rf"^{tmp_path / 'none.safetensors'} does not exist"):
+            run(recipe(initial=tmp_path / "none.safetensors"))
+
+    @pytest.mark.parametrize("dtype", ["float16", "int8"])
+    def test_an_unknown_precision_is_refused(self, recipe: Make, dtype: str) -> None:
+        with refused(DeviceError, f'dtype = "{dtype}" must be "auto", "float32" or "bfloat16"'):
+            run(recipe(dtype=dtype))
+
+    def test_a_gpu_that_is_not_there_is_refused(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        with pytest.raises(DeviceError, match='^device = "cuda" needs a CUDA GPU'):
+            run(recipe(device="cuda"))
+
+    @pytest.mark.parametrize("validation", [None, "apart"])
+    def test_pictures_for_validation_are_not_trained_on(
+        self, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: str | None
+    ) -> None:
+        folder = tmp_path / "levels"
+        apart = range(200, 230, 10)  # in a folder inside the other
+        for level in (*range(10, 200, 10), *apart):
+            save(folder / ("apart" if level in apart else "") / f"{level:03}.png", flat(level))
+        trained: set[int] = set()
+        measured: set[int] = set()
+        batch, add = trainer.data.Photographs.batch, noise.add_gaussian
+
+        def watched(photographs: Any, size: int, generator: torch.Generator) -> Tensor:
+            trained.update(int(picture[0, 0, 0]) for picture in photographs.pictures)
+            return batch(photographs, size, generator)
+
+        def noted(clean: Tensor, sigma: Any, generator: torch.Generator) -> Tensor:
+            if clean.dim() == 3:
+                measured.add(round(clean[0, 0, 0].item() * 255))
+            return add(clean, sigma, generator)
+
+        monkeypatch.setattr(trainer.data.Photographs, "batch", watched)
+        monkeypatch.setattr(trainer.noise, "add_gaussian", noted)
+        run(recipe(data=(folder,), validation=folder / validation if validation else None, steps=1))
+        assert trained | measured == set(range(10, 230, 10))
+        assert not trained & measured
+        assert len(measured) == (3 if validation else 8)
+        if validation:
+            assert measured == set(apart)
+
+    def test_of_many_validation_pictures_twelve_are_measured(self, recipe: Make, tmp_path: Path) -> None:
+        for i in range(40):
+            save(tmp_path / "apart" / f"{i:02}.png", flat(i, 8))
+        _, validation = trainer._pictures(recipe(validation=tmp_path / "apart"))
+        assert len(validation) == 12
+        assert len({picture[0, 0, 0].item() for picture in validation}) == 12
+
+    def test_validation_pictures_are_cut_to_what_the_network_takes(self, recipe: Make, tmp_path: Path) -> None:
+        save(tmp_path / "apart" / "a.png", photo(21, 30))
+        save(tmp_path / "apart" / "too-small.png", photo(7, 30))
+        _, validation = trainer._pictures(recipe(validation=tmp_path / "apart"))
+        assert [tuple(picture.shape) for picture in validation] == [(16, 24, 3)]
+        torch.testing.assert_close(validation[0], photo(21, 30)[:16, :24], atol=0.51 / 255, rtol=0)
+
+    @pytest.mark.parametrize("count", [0, 1])
+    def test_two_pictures_are_needed(self, recipe: Make, tmp_path: Path, count: int) -> None:
+        (tmp_path / "few").mkdir()
+        for i in range(count):
+            save(tmp_path / "few" / f"{i}.png", photo(20, 20))
+        message = f"{tmp_path / 'few'}: two pictures are needed at least, one to train on and one to validate on"
+        with refused(DataError, message):
+            run(recipe(data=(tmp_path / "few",)))
+
+    def test_validation_pictures_that_are_all_too_small_are_refused_before_training(self, recipe: Make, tmp_path: Path) -> None:
+        save(tmp_path / "apart" / "a.png", photo(7, 30))
+        with pytest.raises(DataError, match="one to validate on"):
+            run(recipe(validation=tmp_path / "apart"))
+
+    def test_a_batch_has_a_level_of_noise_a_picture_within_the_range(self, recipe: Make) -> None:
+        it = recipe(sigma=(0.1, 0.3), batch=200, steps=2)
+        pictures, _ = trainer._pictures(it)
+        batches = list(trainer._batches(it, pictures, 0))
+        assert len(batches) == 2
+        for noisy, clean, sigma in batches:
+            assert noisy.shape == clean.shape == (200, 16, 16, 3)
+            assert sigma.shape == (200, 1, 1, 1)
+            assert 0.1 <= sigma.min() < 0.11 < 0.29 < sigma.max() <= 0.3
+            measured = (noisy - clean).std((1, 2, 3))
+            assert ((measured / sigma.flatten() - 1).abs() < 0.15).all()
+        later = list(trainer._batches(it, pictures, 1))
+        assert len(later) == 1
+        assert all(torch.equal(a, b) for a, b in zip(later[0], batches[1], strict=True))
+
+
+def test_the_learning_rate_warms_up_and_falls_by_half_a_cosine(recipe: Make) -> None:
+    it = recipe(steps=104, warm_up=4, lr=0.1)
+    assert [it.lr_at(step) for step in range(5)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert it.lr_at(54) == pytest.approx(0.1 * (0.001 + 0.999 / 2))
+    assert it.lr_at(4 + 25) == pytest.approx(0.1 * (0.001 + 0.999 * (1 + 0.5**0.5) / 2))
+    assert it.lr_at(104) == pytest.approx(0.0001)
+    rates = [it.lr_at(step) for step in range(4, 105)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_without_a_warm_up_the_first_step_has_the_whole_rate(recipe: Make) -> None:
+    assert recipe(warm_up=0, lr=0.1).lr_at(0) == pytest.approx(0.1)
+
+
+def test_a_run_shorter_than_its_warm_up_has_a_rate_at_every_step(recipe: Make) -> None:
+    it = recipe(steps=3, warm_up=5, lr=0.1)
+    assert [it.lr_at(step) for step in range(3)] == pytest.approx([0.02, 0.04, 0.06])
+
+
+def wrong() -> Iterator[tuple[dict[str, Any], str]]:
+    for name in ("steps", "batch", "evaluate_every"):
+        for value in (0, -3):
+            yield {name: value}, f"{name} (={value}) must be at least 1"
+    for patch in (0, 4, 20, -8):
+        yield {"patch": patch}, f"patch (={patch}) must be a multiple of 8, and not 0: try 96"
+    for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
+        yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
+    for lr in (0.0, -1.0, math.nan):
+        yield {"lr": lr}, f"lr (={lr}) must be above 0: try 1e-3"
+    for out in ("model", "model.md", "model.checkpoint"):
+        yield {"out": Path(out)}, f"out (={out}) must be a file that ends in .safetensors: try model.safetensors"
+
+
+@pytest.mark.parametrize(("changed", "message"), [pytest.param(*each, id=str(each[0])) for each in wrong()])
+def test_a_recipe_that_cannot_be_followed_is_refused(recipe: Make, changed: dict[str, Any], message: str) -> None:
+    with refused(TrainingError, message):
+        recipe(**changed)
+
+
+def test_a_folder_is_no_weights_file(recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(TrainingError, match=r"must be a file that ends in \.safetensors"):
+        recipe(out=tmp_path / "a.safetensors")
+
+
+def test_a_recipe_is_plain_values_in_the_checkpoint(recipe: Make) -> None:
+    it = recipe()
+    plain = trainer._plain(it)
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain.keys() == {field.name for field in dataclasses.fields(it)}
