@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing import get_context
 
 from core import data, reproduce
 from core.networks import noise2noise
@@ -37,11 +40,11 @@ def as_torch(network: Module) -> nn.Sequential:
     return twin
 
 
-def epochs_of_torch(training: reproduce.Pictures, validation: reproduce.Pictures, epochs: int, seed: int):  # type: ignore[no-untyped-def]
-    """As `core.reproduce.train` with its recipe "report", yielding (mean of PSNR, PSNR of mean, seconds of training so far)."""
+def train_torch(turns: Connection, training: reproduce.Pictures, validation: reproduce.Pictures, seed: int) -> None:
+    """As `core.reproduce.train` by its recipe "report", an epoch for each number from the pipe; answers (dB, dB, seconds so far)."""
     network = as_torch(noise2noise(torch.Generator().manual_seed(seed)))
     optimiser, loss, seconds = torch.optim.SGD(network.parameters(), 2.0), nn.MSELoss(), 0.0
-    for epoch in range(epochs):
+    while (epoch := turns.recv()) is not None:
         started = time.monotonic()
         for chosen in torch.split(torch.randperm(len(training.noisy), generator=data.generator_of(seed, epoch)), reproduce.BATCH):
             optimiser.zero_grad()
@@ -50,7 +53,7 @@ def epochs_of_torch(training: reproduce.Pictures, validation: reproduce.Pictures
         seconds += time.monotonic() - started
         with torch.inference_mode():
             clean = torch.cat([network(_nchw(part)) for part in torch.split(validation.noisy, 250)]).permute(0, 2, 3, 1)
-        yield (*reproduce.score(clean.clamp(0, 1).mul(255).round().div(255), validation.other), seconds)
+        turns.send((*reproduce.score(clean.clamp(0, 1).mul(255).round().div(255), validation.other), seconds))
 
 
 def _nchw(pictures: Tensor) -> Tensor:
@@ -68,13 +71,17 @@ def main() -> None:
     training, validation = reproduce.pictures(chosen.folders, chosen.pairs, chosen.seed)
     noisy = reproduce.score(validation.noisy.float() / 255, validation.other)
     print(f"noisy input: {noisy[0]:.2f} / {noisy[1]:.2f} dB (mean of PSNR / PSNR of mean)")
-    theirs = epochs_of_torch(training, validation, chosen.epochs, chosen.seed)
+    turns, other_end = Pipe()
+    # A process of its own: autograd's thread would leave OpenMP with more workers than cores, and slow both.
+    twin = get_context("spawn").Process(target=train_torch, args=(other_end, training, validation, chosen.seed), daemon=True)
+    twin.start()
     waited = 0.0
 
     def after_epoch(epoch: reproduce.Epoch) -> None:
         nonlocal waited
         started = time.monotonic()
-        a, b, seconds = next(theirs)
+        turns.send(epoch.number - 1)
+        a, b, seconds = turns.recv()
         ours = epoch.seconds - waited
         print(
             f"epoch {epoch.number:>2}: clearfold {epoch.mean_of_psnr:.2f} / {epoch.psnr_of_mean:.2f} dB in {ours:.0f} s, "
@@ -84,6 +91,7 @@ def main() -> None:
         waited += time.monotonic() - started
 
     reproduce.train(training, validation, "report", chosen.epochs, seed=chosen.seed, after_epoch=after_epoch)
+    turns.send(None)
 
 
 if __name__ == "__main__":

@@ -200,9 +200,7 @@ def test_what_is_no_picture_is_refused(denoiser: Denoiser, pixels: Tensor, messa
             ask(pixels)
 
 
-@pytest.mark.parametrize(
-    ("sigma", "strength"), [(-0.1, 1.0), (0.1, -1.0), (float("nan"), 1.0), (float("inf"), 1.0), (0.1, float("nan"))]
-)
+@pytest.mark.parametrize(("sigma", "strength"), [(-0.1, 1.0), (0.1, -1.0), (float("nan"), 1.0), (float("inf"), 1.0), (0.1, float("nan"))])
 def test_a_noise_level_that_is_none_is_refused(denoiser: Denoiser, sigma: float, strength: float) -> None:
     with refused(ValueError, f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0"):
         denoiser(photo(8, 8), sigma, strength)

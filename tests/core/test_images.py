@@ -55,8 +55,7 @@ def picture(height: int = 5, width: int = 7, **fields: Any) -> Picture:
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG of the given chunks, each with a right sum."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
 
 
@@ -430,9 +429,7 @@ def test_a_picture_larger_than_its_encoder_takes_is_refused(name: str, limit: in
     assert images.write(picture(1, limit), name)
     with pytest.raises(ImageError) as caught:
         images.write(picture(1, limit + 1), name)
-    assert str(caught.value) == (
-        f"the picture is {limit + 1} x 1; {name} holds at most {limit} a side: shrink it or choose png"
-    )
+    assert str(caught.value) == (f"the picture is {limit + 1} x 1; {name} holds at most {limit} a side: shrink it or choose png")
 
 
 SEEDS = [images.write(picture(9, 9), name) for name in FORMATS] + [
@@ -447,9 +444,7 @@ SEEDS = [images.write(picture(9, 9), name) for name in FORMATS] + [
 @settings(deadline=2000, max_examples=200)
 @given(seed=st.sampled_from(SEEDS), keep=st.integers(0, 400), tail=st.binary(max_size=200))
 @example(seed=b"\xff\xd8\xff", keep=3, tail=b"")
-def test_the_head_of_a_picture_and_any_bytes_give_a_picture_or_an_image_error(
-    seed: bytes, keep: int, tail: bytes
-) -> None:
+def test_the_head_of_a_picture_and_any_bytes_give_a_picture_or_an_image_error(seed: bytes, keep: int, tail: bytes) -> None:
     with contextlib.suppress(ImageError):
         assert images.read(seed[:keep] + tail).pixels.shape[-1] == 3
 

@@ -1,0 +1,153 @@
+"""The README's commands are run, its Python is executed, and its figures are the shipped card's."""
+
+import re
+import shlex
+import socket
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import uvicorn
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.main import create_app
+from app.settings import Settings
+from core import images, weights
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HERE = "http://127.0.0.1:8000"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Every command line of `program` in the README, taken apart as a shell would."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(program + " ")]
+
+
+def curl(arguments: list[str]) -> httpx.Response:
+    """What curl would do with the few options that the README uses."""
+    headers: dict[str, str] = {}
+    files: list[tuple[str, tuple[str | None, bytes]]] = []
+    body, out, url = None, None, ""
+    left = iter(arguments)
+    for word in left:
+        match word:
+            case "-F":
+                name, value = next(left).split("=", 1)
+                path = Path(value[1:])
+                files.append((name, (path.name, path.read_bytes()) if value[0] == "@" else (None, value.encode())))
+            case "--data-binary":
+                body = Path(next(left)[1:]).read_bytes()
+            case "-H":
+                name, value = next(left).split(": ")
+                headers[name] = value
+            case "-o":
+                out = Path(next(left))
+            case "-D":
+                assert next(left) == "-"
+            case _:
+                assert word.startswith("http"), f"what does curl do with {word}?"
+                url = word
+    sends = body is not None or files
+    answer = httpx.request("POST" if sends else "GET", url, headers=headers, content=body, files=files or None, timeout=300)
+    if out is not None:
+        out.write_bytes(answer.content)
+    return answer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the README's commands name, and nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("noisy.jpg", "pictures/one.png", "pictures/deep/two.jpg", "CBSD68/a.png", *(f"photographs/{i}.png" for i in range(3))):
+        pixels = torch.linspace(0, 1, 128)[:, None, None].expand(128, 160, 3) + 0.1 * torch.randn(128, 160, 3, generator=generator)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images.write(images.Picture(pixels.clamp(0, 1)), {".jpg": "jpeg"}.get(path.suffix, "png")))
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLEARFOLD_TRAIN_DIR", str(tmp_path / "train"))
+    return tmp_path
+
+
+@pytest.fixture
+def service(folder: Path) -> Iterator[str]:
+    """The service with the shipped weights, on a free port."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(create_app(Settings()), log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield "http://{}:{}".format(*listening.getsockname())
+        server.should_exit = True
+        thread.join()
+
+
+def test_the_two_commands_are_there() -> None:
+    assert re.search(r"^pip install \. && clearfold serve +# then http://127\.0\.0\.1:8000$", README, re.MULTILINE)
+    assert re.search(r"^pip install '\.\[test\]' && pytest$", README, re.MULTILINE)
+
+
+def test_every_curl_command_works(service: str, folder: Path) -> None:
+
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        for path in (folder / "photographs").iterdir():
+            archive.write(path, path.name)
+    shown = commands("curl")
+    assert len(shown) >= 6
+    for words in shown:
+        answer = curl([word.replace(HERE, service) for word in words[1:]])
+        assert answer.status_code == (202 if "/train" in words[-3] + words[-1] else 200), (words, answer.text)
+        if "-o" in words:
+            assert images.sniff(Path(words[words.index("-o") + 1]).read_bytes()) in ("jpeg", "png")
+
+
+@pytest.mark.parametrize("words", [words for words in commands("clearfold") if words[1] != "reproduce"], ids=" ".join)
+def test_every_clearfold_command_works(words: list[str], folder: Path) -> None:
+    if words[1] == "train":
+        words[words.index("--steps") + 1] = "2"  # of 7000
+    if "mine.safetensors" in words and words[1] == "evaluate":
+        (folder / "mine.safetensors").write_bytes((ROOT / "weights/gaussian.safetensors").read_bytes())
+    ran = CliRunner().invoke(cli, words[1:])
+    assert ran.exit_code == 0, (words, ran.output, ran.exception)
+
+
+def test_the_python_example_works(folder: Path) -> None:
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    clean = images.read((folder / "clean.jpg").read_bytes())
+    assert clean.pixels.shape == (128, 160, 3)
+    noisy = images.read((folder / "noisy.jpg").read_bytes())
+    assert clean.pixels[8:-8].diff(dim=1).abs().mean() < 0.3 * noisy.pixels[8:-8].diff(dim=1).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("row", "known"), [("**Clearfold `gaussian`, σ known**", "known"), ("Clearfold `gaussian`, σ estimated", "estimated")]
+)
+def test_the_figures_are_the_shipped_cards(row: str, known: str) -> None:
+    _, card = weights.load(ROOT / "weights/gaussian.safetensors")
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row} |")]
+    figures = card["figures"][f"cbsd68, sigma {known}"]
+    assert re.findall(r"\d\d\.\d\d", line) == [figures[sigma].split(" ")[0] for sigma in ("15", "25", "50")]
+    assert f"{round(card['multiply_adds_a_pixel'] / 1000)} k" in line
+
+
+def test_the_card_beside_the_weights_is_the_one_inside() -> None:
+    _, card = weights.load(ROOT / "weights/gaussian.safetensors")
+    assert (ROOT / "weights/gaussian.md").read_text(encoding="utf-8") == weights.card_text(card)
+    assert {"data", "recipe", "figures", "licence", "limits"} <= card.keys()
+
+
+def test_what_the_readme_links_to_is_there() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
