@@ -2,10 +2,13 @@ FROM python:3.11-slim
 
 # The heavy layer first: it changes only with the dependencies. torch's Linux wheel brings the CUDA libraries with it.
 WORKDIR /srv/clearfold
-COPY pyproject.toml LICENSE README.md ./
+ENV PATH=/srv/venv/bin:$PATH
+RUN python -m venv /srv/venv
+COPY pyproject.toml ./
 RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
     && pip install --no-cache-dir -r requirements.txt
 
+COPY LICENSE README.md ./
 COPY core core
 COPY app app
 COPY weights weights

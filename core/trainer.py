@@ -231,13 +231,13 @@ class _Run:
 
 
 def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
-    """The training pictures, and at most 12 to validate on: of the validation folder, or else held out."""
+    """The training pictures, and at most 12 to validate on: of the validation folder, or else one in eight held out, 8 at most."""
     paths = data.find(recipe.data)
     if recipe.validation is not None:
         apart = data.find([recipe.validation])
         held = apart[:: max(1, len(apart) // 12)][:12]
     else:
-        apart = held = paths[:: max(2, len(paths) // 8)][:8]
+        apart = held = paths[:: max(8, len(paths) // 8)][:8]
     seen = {path.resolve() for path in apart}  # the validation folder may lie inside one of the others
     paths = [path for path in paths if path.resolve() not in seen]
     with ThreadPoolExecutor() as readers:

@@ -346,9 +346,16 @@ class TestOnASmallNetwork:
         run(recipe(data=(folder,), validation=folder / validation if validation else None, steps=1))
         assert trained | measured == set(range(10, 230, 10))
         assert not trained & measured
-        assert len(measured) == (3 if validation else 8)
+        assert len(measured) == 3  # all there are apart, or one in eight of 22
         if validation:
             assert measured == set(apart)
+
+    @pytest.mark.parametrize(("count", "held"), [(2, 1), (8, 1), (9, 2), (40, 5), (90, 8)])
+    def test_one_picture_in_eight_is_held_out_and_eight_at_most(self, recipe: Make, tmp_path: Path, count: int, held: int) -> None:
+        for i in range(count):
+            save(tmp_path / "many" / f"{i:02}.png", flat(i, 16))
+        training, validation = trainer._pictures(recipe(data=(tmp_path / "many",)))
+        assert (len(training.pictures), len(validation)) == (count - held, held)
 
     def test_of_many_validation_pictures_twelve_are_measured(self, recipe: Make, tmp_path: Path) -> None:
         for i in range(40):

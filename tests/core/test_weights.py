@@ -15,7 +15,7 @@ from tests.core.made import photo, refused, small
 
 pytestmark = pytest.mark.usefixtures("small_unet")
 
-CARD = {"title": "Sharp", "architecture": "unet", "figures": {"set": {"25": "31.3 dB"}}, "note": "für Bilder × 8 bit"}
+CARD = {"title": "Sharp", "architecture": "unet", "figures": {"set": {"25": "31.3 dB"}}, "note": "für größer"}
 
 
 def values_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
