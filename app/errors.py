@@ -156,16 +156,10 @@ def problem_responses(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """How OpenAPI should describe these problems: by status, with an example of each kind."""
     described: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
-        key, text = (
-            (kind.status, HTTPStatus(kind.status).phrase) if kind is not Internal else ("default", "Any failure")
-        )
+        key, text = (kind.status, HTTPStatus(kind.status).phrase) if kind is not Internal else ("default", "Any failure")
         answer = described.setdefault(key, {"description": text, "content": {}})
-        media = answer["content"].setdefault(
-            PROBLEM_JSON, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
-        )
-        shown = ProblemDetails(
-            type=kind.type(), title=kind.title, status=kind.status, detail=kind.example, instance="/path/asked/for"
-        )
+        media = answer["content"].setdefault(PROBLEM_JSON, {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}})
+        shown = ProblemDetails(type=kind.type(), title=kind.title, status=kind.status, detail=kind.example, instance="/path/asked/for")
         media["examples"][kind.__name__] = {"summary": kind.title, "value": shown.model_dump()}
     return described
 

@@ -95,10 +95,7 @@ class Jobs:
                     job=other.id,
                 )
         if order.model in self._models:
-            raise ModelExists(
-                f"model = {order.model!r}: a model with this name is there, and none is overwritten: "
-                "choose another name."
-            )
+            raise ModelExists(f"model = {order.model!r}: a model with this name is there, and none is overwritten: choose another name.")
         job = Job(id=secrets.token_hex(4), model=order.model)
         self._jobs[job.id] = job  # from here on the one place is taken
         folder = (self._settings.train_dir / "jobs" / job.id).absolute()

@@ -98,8 +98,7 @@ class Workers:
         waiting = self._admitted - self.count
         seconds = max(1, math.ceil(self._last_seconds * self._admitted / self.count))
         return Busy(
-            f"{waiting} pictures are waiting, and max_queued_pictures = {self.max_queued_pictures}: "
-            f"try again in {seconds} seconds.",
+            f"{waiting} pictures are waiting, and max_queued_pictures = {self.max_queued_pictures}: try again in {seconds} seconds.",
             headers={"Retry-After": str(seconds)},
             limit={"max_queued_pictures": self.max_queued_pictures},
         )

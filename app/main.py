@@ -64,9 +64,7 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
     return app
 
 
-def _lifespan(
-    settings: Settings, shelf: Callable[[Settings], Models]
-) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
+def _lifespan(settings: Settings, shelf: Callable[[Settings], Models]) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         models = await anyio.to_thread.run_sync(shelf, settings)

@@ -40,10 +40,7 @@ class Models:
         """The model called `name`; None: the default."""
         name = name or self.default
         if name is None:
-            raise NotReady(
-                f"models_dir = '{self._settings.models_dir}' holds no weights: put a model there, "
-                "or set CLEARFOLD_MODELS_DIR."
-            )
+            raise NotReady(f"models_dir = '{self._settings.models_dir}' holds no weights: put a model there, or set CLEARFOLD_MODELS_DIR.")
         if name not in self._shelf:
             there = ", ".join(map(repr, self._shelf)) or "none"
             raise UnknownModel(f"model = {name!r}: there is no such model. There are: {there}.", models=[*self._shelf])

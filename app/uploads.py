@@ -26,9 +26,7 @@ def lay_pictures(uploads: Iterable[tuple[str, BinaryIO]], folder: Path, settings
         count += 1
         unpacked_bytes += len(data)
         if count > settings.max_train_pictures:
-            raise PicturesRefused(
-                f"There are more pictures than max_train_pictures = {settings.max_train_pictures}: send fewer."
-            )
+            raise PicturesRefused(f"There are more pictures than max_train_pictures = {settings.max_train_pictures}: send fewer.")
         if unpacked_bytes > settings.max_train_unpacked_bytes:
             raise _too_much(settings)
         (folder / f"{count:05}{_suffix(name, data, settings)}").write_bytes(data)
@@ -51,8 +49,7 @@ def _suffix(name: str, data: bytes, settings: Settings) -> str:
         raise PicturesRefused(f"{_shown(name)}: {error}") from error
     if min(height, width) < MIN_SIDE_PIXELS:
         raise PicturesRefused(
-            f"{_shown(name)} is {width} by {height} pixels, and each side must be at least {MIN_SIDE_PIXELS}: "
-            "leave it out."
+            f"{_shown(name)} is {width} by {height} pixels, and each side must be at least {MIN_SIDE_PIXELS}: leave it out."
         )
     return images.FORMATS[found].suffixes[0]
 
@@ -73,8 +70,7 @@ def _unzipped(zip_name: str, file: BinaryIO, settings: Settings) -> Iterator[tup
                 path = PurePosixPath(entry.filename.replace("\\", "/"))
                 if path.is_absolute() or ".." in path.parts:
                     raise PicturesRefused(
-                        f"{_shown(zip_name)} holds {_shown(entry.filename)}, a path out of its folder: "
-                        "make the zip anew."
+                        f"{_shown(zip_name)} holds {_shown(entry.filename)}, a path out of its folder: make the zip anew."
                     )
                 if entry.is_dir() or any(part.startswith(_HIDDEN) for part in path.parts):
                     continue
@@ -82,20 +78,15 @@ def _unzipped(zip_name: str, file: BinaryIO, settings: Settings) -> Iterator[tup
                     data = unzipped.read(settings.max_upload_bytes + 1)
                 if len(data) > settings.max_upload_bytes:
                     raise PicturesRefused(
-                        f"{_shown(entry.filename)} is larger than max_upload_bytes = {settings.max_upload_bytes}: "
-                        "leave it out."
+                        f"{_shown(entry.filename)} is larger than max_upload_bytes = {settings.max_upload_bytes}: leave it out."
                     )
                 yield entry.filename, data
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise PicturesRefused(
-            f"{_shown(zip_name)} cannot be unzipped ({error}): make it anew, without a password."
-        ) from error
+        raise PicturesRefused(f"{_shown(zip_name)} cannot be unzipped ({error}): make it anew, without a password.") from error
 
 
 def _too_much(settings: Settings) -> PicturesRefused:
-    return PicturesRefused(
-        f"The pictures are larger than max_train_unpacked_bytes = {settings.max_train_unpacked_bytes}: send fewer."
-    )
+    return PicturesRefused(f"The pictures are larger than max_train_unpacked_bytes = {settings.max_train_unpacked_bytes}: send fewer.")
 
 
 def _shown(name: str) -> str:

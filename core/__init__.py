@@ -2,7 +2,7 @@
 
 from core import Denoiser, images
 denoiser = Denoiser.load("weights/gaussian.safetensors")
-picture = images.read(open("noisy.jpg", "rb").read())
+picture = images.read(Path("noisy.jpg").read_bytes())
 clean = picture.with_pixels(denoiser(picture.pixels))
 """
 

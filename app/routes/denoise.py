@@ -61,12 +61,8 @@ class Wishes(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    sigma: Sigma = Field(
-        default="auto", description="Noise level, a standard deviation in 8-bit steps; `auto` estimates it."
-    )
-    strength: float = Field(
-        default=1.0, ge=0, le=2, allow_inf_nan=False, description="Scales the noise level; 0 changes nothing."
-    )
+    sigma: Sigma = Field(default="auto", description="Noise level, a standard deviation in 8-bit steps; `auto` estimates it.")
+    strength: float = Field(default=1.0, ge=0, le=2, allow_inf_nan=False, description="Scales the noise level; 0 changes nothing.")
     model: str | None = Field(default=None, description="Name of a model, see `GET /models`.")
     format: Annotated[str, AfterValidator(_known_format)] | None = Field(
         default=None,
@@ -115,10 +111,7 @@ async def _upload(request: Request) -> Upload:
 
 
 _BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
-_PICTURES = {
-    form.media_type: {"schema": {"type": "string", "contentMediaType": form.media_type}}
-    for form in images.FORMATS.values()
-}
+_PICTURES = {form.media_type: {"schema": {"type": "string", "contentMediaType": form.media_type}} for form in images.FORMATS.values()}
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "description": "The picture, as the file of a form or as the body itself.",
@@ -155,9 +148,7 @@ router = APIRouter(tags=["pictures"])
     response_class=Response,
     responses={
         200: _ANSWER,
-        **problem_responses(
-            BadRequest, UnknownModel, TooLarge, UnsupportedMedia, Invalid, PictureRefused, Busy, NotReady
-        ),
+        **problem_responses(BadRequest, UnknownModel, TooLarge, UnsupportedMedia, Invalid, PictureRefused, Busy, NotReady),
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -171,9 +162,7 @@ async def denoise(
 ) -> Response:
     """Send a picture, get it back without its noise, in the format in which it came."""
     denoiser = models[wishes.model]
-    cleaned = await workers.run(
-        request, lambda keep_going: _clean(upload.data, wishes, denoiser, settings.max_pixels, keep_going)
-    )
+    cleaned = await workers.run(request, lambda keep_going: _clean(upload.data, wishes, denoiser, settings.max_pixels, keep_going))
     return _respond(cleaned, denoiser, upload.name)
 
 

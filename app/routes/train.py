@@ -36,12 +36,8 @@ class Wishes(BaseModel):
         description="Name for the new model: small letters, digits, '.', '_', '-'.",
         examples=["my-scanner"],
     )
-    minutes: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="How long to train.", examples=[10]
-    )
-    steps: int | None = Field(
-        default=None, ge=1, le=10_000_000, description="Steps at most; by default what `minutes` allow."
-    )
+    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="How long to train.", examples=[10])
+    steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Steps at most; by default what `minutes` allow.")
     sigma_min: float = Field(default=0, ge=0, le=100, allow_inf_nan=False, description="Least noise, in 8-bit steps.")
     sigma_max: float = Field(default=55, ge=0, le=100, allow_inf_nan=False, description="Most noise, in 8-bit steps.")
     parent: str | None = Field(

@@ -42,9 +42,7 @@ def test_a_body_of_exactly_the_limit_is_let_through():
 
 def test_no_more_is_taken_of_a_body_than_shows_that_it_is_too_large():
     body = Body(b"12345", b"678901", b"never taken")
-    with pytest.raises(
-        TooLarge, match="max_upload_bytes = 10: send a smaller one, or raise CLEARFOLD_MAX_UPLOAD_BYTES"
-    ):
+    with pytest.raises(TooLarge, match="max_upload_bytes = 10: send a smaller one, or raise CLEARFOLD_MAX_UPLOAD_BYTES"):
         limited(body)
     assert body.taken == 2
 
@@ -82,9 +80,7 @@ def test_pictures_wait_up_to_the_limit_and_one_more_is_refused():
             for _ in range(3):
                 group.start_soon(workers.run, still_here(), lambda going: gate.wait(DEADLINE_SECONDS))
             await wait_all_tasks_blocked()
-            with pytest.raises(
-                Busy, match=r"^2 pictures are waiting, and max_queued_pictures = 2: try again in \d+ sec"
-            ):
+            with pytest.raises(Busy, match=r"^2 pictures are waiting, and max_queued_pictures = 2: try again in \d+ sec"):
                 await workers.run(still_here(), lambda going: None)
             gate.set()
         return await workers.run(still_here(), lambda going: "done")

@@ -31,9 +31,7 @@ class Toy:
     def estimate(self, pixels: Tensor) -> float:
         return self._sigma
 
-    def __call__(
-        self, pixels: Tensor, sigma: float, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True
-    ) -> Tensor:
+    def __call__(self, pixels: Tensor, sigma: float, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> Tensor:
         self.asked.append((sigma, strength))
         return pixels if self._work is None else self._work(pixels, sigma, keep_going)
 
