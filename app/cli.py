@@ -273,12 +273,13 @@ def reproduce(
         task = bar.add_task("making pairs", total=None, told="")
         training, validation = experiment.pictures(folders, pairs, seed)
         noisy = experiment.score(validation.noisy.float() / 255, validation.other)
-        bar.console.print(f"noisy input    mean of PSNR {noisy[0]:.2f} dB   PSNR of mean {noisy[1]:.2f} dB", highlight=False)
+        bar.console.print("mean of every picture's PSNR / PSNR of the mean error over all pictures", highlight=False)
+        bar.console.print(f"noisy input  {noisy[0]:.2f} / {noisy[1]:.2f} dB", highlight=False)
 
         def after_epoch(epoch: "Epoch") -> None:
             bar.console.print(
-                f"epoch {epoch.number:>2}       mean of PSNR {epoch.mean_of_psnr:.2f} dB   PSNR of mean {epoch.psnr_of_mean:.2f} dB   "
-                f"loss {epoch.loss:.5f}   {epoch.seconds:.0f} s",
+                f"epoch {epoch.number:>2}     {epoch.mean_of_psnr:.2f} / {epoch.psnr_of_mean:.2f} dB"
+                f"  loss {epoch.loss:.5f}  {epoch.seconds:.0f} s",
                 highlight=False,
             )
             bar.update(task, told=f"{epoch.mean_of_psnr:.2f} dB")
