@@ -57,29 +57,27 @@ def pictures(folders: Sequence[Path], count: int = 50_000, seed: int = 0, most: 
     generator = data.generator_of(seed, 0)
     order = torch.randperm(len(found), generator=generator).tolist()[:most]
     cut = len(order) * 9 // 10
-    training = _made([found[i] for i in order[:cut]], count, generator, truth=False)
-    return training, _made([found[i] for i in order[cut:]], max(1, count // 50), generator, truth=True)
+    first, second, _ = _made([found[i] for i in order[:cut]], count, generator)
+    noisy, _, clean = _made([found[i] for i in order[cut:]], max(1, count // 50), generator)
+    return Pictures(first, second), Pictures(noisy, clean)
 
 
-def _made(photos: Sequence[Tensor], count: int, generator: torch.Generator, truth: bool) -> Pictures:
-    """Noisy pictures of `count` crops at random, the photographs taken in turn, each with another noisy one or with the truth."""
-    made = torch.empty(2, count, SIDE, SIDE, 3, dtype=torch.uint8)
+def _made(photos: Sequence[Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Two noisy pictures and the clean one of `count` crops at random, the photographs taken in turn."""
+    made = torch.empty(3, count, SIDE, SIDE, 3, dtype=torch.uint8)
     for i in range(count):
-        made[:, i] = _one(photos[i % len(photos)], generator, truth)
-    return Pictures(made[0], made[1])
+        made[:, i] = _one(photos[i % len(photos)], generator)
+    return made[0], made[1], made[2]
 
 
-def _one(photo: Tensor, generator: torch.Generator, truth: bool) -> Tensor:
-    """(2, 32, 32, 3) uint8 of a crop at random: two noisy pictures, or a noisy one and its blocks' mean."""
+def _one(photo: Tensor, generator: torch.Generator) -> Tensor:
+    """(3, 32, 32, 3) uint8: two noisy pictures and the clean one of a crop at random."""
     H, W, _ = photo.shape
     y, x = (int(torch.randint(size - CROP + 1, (), generator=generator)) for size in (H, W))
-    picked = torch.randint(BLOCK * BLOCK, (2, SIDE, SIDE), generator=generator)
-    corner = torch.arange(SIDE) * BLOCK
-    noisy = photo[y + corner[:, None] + picked // BLOCK, x + corner + picked % BLOCK]
-    if truth:
-        blocks = photo[y : y + CROP, x : x + CROP].reshape(SIDE, BLOCK, SIDE, BLOCK, 3)
-        noisy[1] = blocks.float().mean((1, 3)).add_(0.5).floor_()
-    return noisy
+    blocks = photo[y : y + CROP, x : x + CROP].reshape(SIDE, BLOCK, SIDE, BLOCK, 3).transpose(1, 2).reshape(SIDE, SIDE, BLOCK * BLOCK, 3)
+    picked = torch.randint(BLOCK * BLOCK, (SIDE, SIDE, 2, 1), generator=generator).expand(-1, -1, -1, 3)
+    clean = blocks.sum(2, keepdim=True, dtype=torch.int32).add_(BLOCK * BLOCK // 2).div(BLOCK * BLOCK, rounding_mode="floor")
+    return torch.cat((blocks.gather(2, picked), clean.to(torch.uint8)), 2).permute(2, 0, 1, 3)
 
 
 def train(
