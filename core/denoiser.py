@@ -27,7 +27,8 @@ class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one."""
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.network = network.to(device, dtype)
+        self._activations = hardware.activations(dtype, device)
+        self.network = network.to(device, self._activations).multiply_in(dtype)
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         reach, _ = network.reach()
         self._halo = -(-reach // MULTIPLE) * MULTIPLE
@@ -79,7 +80,7 @@ class Denoiser:
                 if not keep_going():
                     raise Cancelled("the picture was given up between two tiles")
                 seen = whole[y.seen, x.seen].to(self.device)
-                clean = correct(self.network, seen[None], level, self.dtype)[0]
+                clean = correct(self.network, seen[None], level, self._activations)[0]
                 to = out[y.kept, x.kept]
                 top, left = y.kept.start - y.seen.start, x.kept.start - x.seen.start
                 to.copy_(clean[top : top + to.shape[0], left : left + to.shape[1]])

@@ -6,6 +6,8 @@ import ctypes
 
 import torch
 
+from core import kernels
+
 
 class DeviceError(ValueError):
     """A device was asked for that this machine does not have."""
@@ -44,10 +46,21 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device has instructions for its products (sums are kept in float32), float32 elsewhere."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif own := kernels.take(torch.bfloat16, device):
+        return own.factors
     else:
         has = torch.cpu.get_capabilities()
         fast = bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
     return torch.bfloat16 if fast else torch.float32
+
+
+def activations(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of what a network that multiplies in `dtype` passes from layer to layer.
+
+    float32 where our kernels compute: they round what they multiply as they read it, and what a residual network adds up over its
+    layers keeps its precision. Elsewhere `dtype`: there the products want both sides in it.
+    """
+    return torch.float32 if kernels.take(dtype, device) else dtype
 
 
 def keep_freed_memory() -> None:

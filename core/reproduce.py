@@ -100,9 +100,10 @@ def train(
         raise ValueError(f'recipe = "{recipe}" must be "report" or "better"')
     hardware.keep_freed_memory()
     where = hardware.take(device)
-    kind = hardware.take_dtype(dtype, where)
+    factors = hardware.take_dtype(dtype, where)
+    kind = hardware.activations(factors, where)
     better = recipe == "better"
-    network = noise2noise(torch.Generator().manual_seed(seed)).to(where)
+    network = noise2noise(torch.Generator().manual_seed(seed)).to(where).multiply_in(factors)
     average = {p.name: p.value.clone() for p in network.param()}
     loss, sgd, adam = MSE(), SGD(2.0), Adam()
     batches, done = -(-len(training.noisy) // BATCH), 0
@@ -129,7 +130,7 @@ def train(
             after_batch(done, batches * epochs)
         result = network
         if better:
-            result = noise2noise().to(where)
+            result = noise2noise().to(where).multiply_in(factors)
             result.load(average)
         means = score(denoise(result, validation.noisy), validation.other)
         after_epoch(Epoch(epoch + 1, total / batches, *means, time.monotonic() - started))

@@ -100,9 +100,11 @@ def train(
     """
     hardware.keep_freed_memory()
     device = hardware.take(recipe.device)
-    dtype = hardware.take_dtype(recipe.dtype, device)
+    factors = hardware.take_dtype(recipe.dtype, device)
+    dtype = hardware.activations(factors, device)
     training, validation = _pictures(recipe)
     run = _Run.resumed(recipe, device) if resume else _Run.started(recipe, device)
+    run.network.multiply_in(factors)
     loss = L1()
     started, first = time.monotonic(), run.step
     saved = started
@@ -120,7 +122,7 @@ def train(
         ended = run.step == recipe.steps or stop()
         psnr = None
         if ended or run.step % recipe.evaluate_every == 0:
-            psnr = run.evaluate(validation, dtype)
+            psnr = run.evaluate(validation, factors)
         now = time.monotonic()
         pace = (now - started) / (run.step - first)
         report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, pace * (recipe.steps - run.step)))
@@ -180,15 +182,17 @@ class _Run:
         for name, value, _ in self.network.param():
             self.average[name].lerp_(value, 1 - keep)
 
-    def evaluate(self, pictures: list[Tensor], dtype: torch.dtype) -> float:
+    def evaluate(self, pictures: list[Tensor], factors: torch.dtype) -> float:
         """Mean PSNR in dB of the averaged weights at sigma 25/255, the same noise each time."""
         network = unet()
         network.load(self.average)
-        network.to(next(iter(self.average.values())).device, dtype)
+        device = next(iter(self.average.values())).device
+        dtype = hardware.activations(factors, device)
+        network.to(device, dtype).multiply_in(factors)
         total = 0.0
         for i, clean in enumerate(pictures):
             noisy = noise.add_gaussian(clean, 25 / 255, data.generator_of(0, i))
-            denoised = correct(network, noisy[None].to(network.param()[0].value.device), 25 / 255, dtype)
+            denoised = correct(network, noisy[None].to(device), 25 / 255, dtype)
             total += metrics.psnr(metrics.to_8bit(denoised[0].cpu()), clean)
         self.psnr[str(self.step)] = round(total / len(pictures), 3)
         return total / len(pictures)

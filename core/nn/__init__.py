@@ -3,10 +3,10 @@
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
 from core.nn.loss import L1, MSE, Charbonnier
-from core.nn.module import Module, Parameter, Rule, Sequential, Tape
+from core.nn.module import Module, Parameter, Rule, Tape
 from core.nn.optim import SGD, Adam
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
-from core.nn.skip import Concat, Residual
+from core.nn.sequential import Concat, Residual, Sequential
 
 __all__ = [
     "L1",

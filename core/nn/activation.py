@@ -20,7 +20,7 @@ class ReLU(Module):
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
         # y = max(x, 0): dy passes where the output rose above 0
         y: Tensor = tape.pop()
-        return torch.gt(y, 0, out=torch.empty_like(y)).mul_(dy)  # ones and zeros in y's dtype: a bool mask takes five times as long
+        return masked(dy, y)
 
 
 class Sigmoid(Module):
@@ -36,3 +36,8 @@ class Sigmoid(Module):
         # dy/dx = y * (1 - y)
         y: Tensor = tape.pop()
         return dy * y * (1 - y)
+
+
+def masked(dy: Tensor, y: Tensor) -> Tensor:
+    """`dy` where `y` is above zero, else 0: the derivative of a ReLU, told from its output."""
+    return torch.gt(y, 0, out=torch.empty_like(y)).mul_(dy)  # ones and zeros in y's dtype: a bool mask takes five times as long

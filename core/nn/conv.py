@@ -1,4 +1,4 @@
-"""Convolution layers and their three gradients. Knows nothing of how a convolution is computed: that is `products`."""
+"""Convolution layers and their three gradients. Knows nothing of how a convolution is computed: that is `convolution`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from core.nn import products
+from core.nn import convolution, products
+from core.nn.convolution import Packs
 from core.nn.module import Module, Tape
 from core.nn.products import Border, Pair
 
@@ -42,23 +43,48 @@ class Conv2d(Module):
         self.dweight: Tensor | None = None
         self.dbias: Tensor | None = None
         self.weights = ("weight", "bias") if bias else ("weight",)
+        self.factors: torch.dtype | None = None
+        self.packs = Packs()
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, Ho, Wo, F)
+        return self.forward_then(x, tape)
+
+    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
         self._check(x)
         if tape is not None:
             tape.append(x)
-        return products.convolve(x, self.weight.to(x.dtype), _like(self.bias, x), self.stride, self._border())
+        return convolution.convolve(
+            x, self.weight, self.bias, self.stride, self._border(), factors=self.factors, addend=addend, relu=relu, packs=self.packs
+        )
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
+        return self.backward_then(dy, tape)
+
+    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None, rectified: bool = False) -> Tensor:
         x: Tensor = tape[-1]
         self.derive(dy, tape)
-        return products.data_gradient(dy, self.weight.to(dy.dtype), self.stride, self._border(), (x.shape[1], x.shape[2]))
+        return convolution.data_gradient(
+            dy,
+            self.weight,
+            self.stride,
+            self._border(),
+            (x.shape[1], x.shape[2]),
+            factors=self.factors,
+            addend=addend,
+            mask=x if rectified else None,
+            packs=self.packs,
+        )
 
     def derive(self, dy: Tensor, tape: Tape) -> None:
         # y = convolve(x, weight) + bias: the first is linear in x and in weight, the second adds to every pixel
-        self.dweight = products.weight_gradient(tape.pop(), dy, self.kernel, self.stride, self._border())
+        x: Tensor = tape.pop()
+        self.dweight = convolution.weight_gradient(x, dy, self.kernel, self.stride, self._border(), factors=self.factors)
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
+
+    def multiply_in(self, factors: torch.dtype | None) -> Module:
+        self.factors = factors
+        return self
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         return max(max(P, K - 1 - P) for K, P in zip(self.kernel, self.padding, strict=True)) * step, max(self.stride) * step
@@ -109,28 +135,33 @@ class Upsampling(Conv2d):
         self.scale = _pair("scale", scale, 1)
         self.rows, self.columns = (_phases(*side) for side in zip(self.scale, self.kernel, self.padding, strict=True))
 
-    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, H*S + 2*P - K + 1, ..., F)
-        self._check(x)
-        small = self._small(x)
+    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        self._check(x)  # (N, H, W, C) -> (N, H*S + 2*P - K + 1, ..., F)
+        small = self._small()
         if tape is not None:
             tape.append((x, small))
-        bias = None if self.bias is None else self.bias.to(x.dtype).repeat(self.scale[0] * self.scale[1])
-        y = products.depth_to_space(products.convolve(x, small, bias, (1, 1), self._border_of(x)), self.scale)
-        H, W = self._size(x)
-        return y[:, :H, :W]
+        bias = None if self.bias is None else self.bias.repeat(self.scale[0] * self.scale[1])
+        (S, T), (H, W) = self.scale, self._size(x)
+        crop = 0, -H % S, 0, -W % T
+        return convolution.convolve(
+            x, small, bias, (1, 1), self._border_of(x), factors=self.factors, scale=self.scale, crop=crop, addend=addend, relu=relu
+        )
 
-    def backward(self, dy: Tensor, tape: Tape) -> Tensor:
+    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None, rectified: bool = False) -> Tensor:
         x, small = tape.pop()
         (S, T), (H, W), border = self.scale, self._size(x), self._border_of(x)
         # y = depth_to_space(convolve(x, small))[:, :H, :W]
         dphases = products.space_to_depth(products.pad(dy, (0, -H % S, 0, -W % T)), self.scale)
-        dsmall = products.weight_gradient(x, dphases, (len(self.rows), len(self.columns)), (1, 1), border)
+        dsmall = convolution.weight_gradient(x, dphases, (len(self.rows), len(self.columns)), (1, 1), border, factors=self.factors)
         # small = sum over a, b of rows * columns * weight
         dsmall = dsmall.reshape(*dsmall.shape[:3], S, T, -1)
         self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
-        return products.data_gradient(dphases, small.to(dy.dtype), (1, 1), border, (x.shape[1], x.shape[2]))
+        mask = x if rectified else None
+        return convolution.data_gradient(
+            dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addend=addend, mask=mask
+        )
 
     derive = Module.derive  # not Conv2d's, which knows of no phases
 
@@ -138,11 +169,11 @@ class Upsampling(Conv2d):
         fine = -(-step // min(self.scale))
         return super().reach(fine)[0] + step - step // max(self.scale), fine
 
-    def _small(self, x: Tensor) -> Tensor:
-        """The kernel of all phases, (O, Q, C, S*S*F), in the dtype of `x`."""
+    def _small(self) -> Tensor:
+        """The kernel of all phases, (O, Q, C, S*S*F), at least in float32."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))  # sums of taps are rounded once
         small = torch.einsum("ora,qsb,abcf->oqcrsf", self.rows.to(weight), self.columns.to(weight), weight)
-        return small.flatten(3).to(x.dtype)
+        return small.flatten(3)
 
     def _border_of(self, x: Tensor) -> Border:
         """The border with which the small convolution yields just the rows and columns that the output's phases have."""

@@ -52,6 +52,14 @@ class Module:
         """As `backward`, without the derivative by the input: for a whole network, whose input nobody trains."""
         self.backward(dy, tape)
 
+    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        """`y = f(x) + addend`, then `max(y, 0)`. A layer that can do both before it stores its output does."""
+        return finished(self.forward(x, tape), addend, relu)
+
+    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+        """`backward`, then `dx + addend`."""
+        return finished(self.backward(dy, tape), addend)
+
     def __call__(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         return self.forward(x, tape)
 
@@ -93,6 +101,15 @@ class Module:
             inner.to(device, dtype)
         return self
 
+    def multiply_in(self, factors: torch.dtype | None) -> Module:
+        """Sets the dtype to which convolutions round what they multiply, whatever their activations have; None is the activations' own.
+
+        In place; returns the module. Sums are kept in float32 at least.
+        """
+        for _, inner in self.modules():
+            inner.multiply_in(factors)
+        return self
+
     def reach(self, step: int = 1) -> tuple[int, int]:
         """How far, in pixels of the network's input, an output pixel may look, and the output grid's step in such pixels.
 
@@ -102,34 +119,10 @@ class Module:
         return 0, step
 
 
-class Sequential(Module):
-    """Layers one after another: `y = fn(... f2(f1(x)))`."""
-
-    def __init__(self, *layers: Module) -> None:
-        self.layers = layers
-
-    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
-        for layer in self.layers:
-            x = layer.forward(x, tape)
-        return x
-
-    def backward(self, dy: Tensor, tape: Tape) -> Tensor:
-        for layer in reversed(self.layers):
-            dy = layer.backward(dy, tape)
-        return dy
-
-    def derive(self, dy: Tensor, tape: Tape) -> None:
-        for layer in reversed(self.layers[1:]):
-            dy = layer.backward(dy, tape)
-        for layer in self.layers[:1]:
-            layer.derive(dy, tape)
-
-    def modules(self) -> Iterator[tuple[str, Module]]:
-        return ((str(i), layer) for i, layer in enumerate(self.layers))
-
-    def reach(self, step: int = 1) -> tuple[int, int]:
-        total = 0
-        for layer in self.layers:
-            reach, step = layer.reach(step)
-            total += reach
-        return total, step
+def finished(y: Tensor, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+    """`y + addend`, then `max(y, 0)`."""
+    if addend is not None:
+        if y.shape != addend.shape:
+            raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(addend.shape)}: the layers of a Residual must keep the shape")
+        y = y + addend
+    return y.relu() if relu else y

@@ -4,8 +4,7 @@ Moving a window over a zero-bordered grid only moves the address it is read from
 `(N, Ho, Wo, K, K*C)`, in which nothing is copied. A strip of them small enough for the cache is laid out as a matrix, one row a window,
 and one product with the kernel as `(K*K*C, F)` gives the strip's output, each sum accumulated inside the product and rounded once.
 
-The two functions `convolve` and `weight_gradient` are the seam to the hardware: every convolution, its data gradient and the upsampling
-go through them, and a faster way to compute either takes its place here.
+This is the reference, an accelerator's way, and the way of a processor for which no kernel was built (see `convolution`).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 
 Pair = tuple[int, int]
 Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one crops
+NO_BORDER: Border = (0, 0, 0, 0)
 
 STRIP_BYTES = {"cpu": 4 << 20}
 """Size of one strip's matrix by kind of device: on a processor, what stays in its last cache."""
@@ -36,8 +36,8 @@ def pad(x: Tensor, border: Border) -> Tensor:  # (N, H, W, C) -> (N, H + top + b
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
     """`y[n, i, j, f] = bias[f] + sum over a, b, c of xp[n, i*S + a, j*S + b, c] * weight[a, b, c, f]`, `xp` being `x` in its border.
 
-    x: (N, H, W, C), weight: (K, K, C, F), bias: (F,) or None, all of one dtype. Returns (N, Ho, Wo, F), where
-    `Ho = (H + top + bottom - K) // S + 1`.
+    x: (N, H, W, C), weight: (K, K, C, F), bias: (F,) or None. They are multiplied in the dtype of `weight`, the result has that of `x`:
+    (N, Ho, Wo, F), where `Ho = (H + top + bottom - K) // S + 1`.
     """
     windows = _windows(pad(x, border), weight.shape[:2], stride)
     N, H, W = windows.shape[:3]
@@ -45,27 +45,33 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, borde
     kernel = weight.reshape(-1, F)
     y = x.new_empty(N, H, W, F)
     for n, h in _strips(windows):
-        strip, out = _laid_out(windows[n, h]), y[n, h].view(-1, F)
-        if bias is None:
+        strip, out = _laid_out(windows[n, h], kernel.dtype), y[n, h].view(-1, F)
+        if kernel.dtype != y.dtype:
+            out.copy_(strip @ kernel if bias is None else torch.addmm(bias, strip, kernel))
+        elif bias is None:
             torch.mm(strip, kernel, out=out)
         else:
             torch.addmm(bias, strip, kernel, out=out)
     return y
 
 
-def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border) -> Tensor:
-    """`dweight[a, b, c, f] = sum over n, i, j of xp[n, i*S + a, j*S + b, c] * dy[n, i, j, f]`: (K, K, C, F), at least in float32."""
+def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, factors: torch.dtype | None = None) -> Tensor:
+    """`dweight[a, b, c, f] = sum over n, i, j of xp[n, i*S + a, j*S + b, c] * dy[n, i, j, f]`: (K, K, C, F), at least in float32.
+
+    factors: the dtype in which they are multiplied, or None for that of `x`.
+    """
+    factors = factors or x.dtype
     windows = _windows(pad(x, border), kernel, stride)
-    dy = dy.contiguous()
+    dy = dy.to(factors).contiguous()
     C, F = x.shape[3], dy.shape[3]
     dweight = x.new_zeros(kernel[0] * kernel[1] * C, F, dtype=torch.promote_types(x.dtype, torch.float32))
     for n, h in _strips(windows):
-        dweight += _laid_out(windows[n, h]).T @ dy[n, h].view(-1, F)
+        dweight += _laid_out(windows[n, h], factors).T @ dy[n, h].view(-1, F)
     return dweight.view(*kernel, C, F)
 
 
-def data_gradient(dy: Tensor, weight: Tensor, stride: Pair, border: Border, size: Pair) -> Tensor:
-    """The derivative of `convolve` by `x`, (N, *size, C), which is a convolution again.
+def transposed(weight: Tensor, stride: Pair) -> Tensor:
+    """The kernel (J, L, F, S*T*C) by which the derivative of `convolve` by `x` is a convolution of `dy`, then depth-to-space by the stride.
 
     Row `u` of the bordered input met output row `i` through tap `a = u - i*S`. With `u = q*S + r` that is `a = r + S*j` for `i = q - j`:
     each of the S phases `r` is a plain convolution of `dy`, its kernel every S-th tap turned around. All phases are computed at once as
@@ -74,15 +80,19 @@ def data_gradient(dy: Tensor, weight: Tensor, stride: Pair, border: Border, size
     (S, T), (A, B, C, F) = stride, weight.shape
     J, L = -(-A // S), -(-B // T)  # taps of one phase
     phases = pad(weight.reshape(1, A, B, C * F), (0, J * S - A, 0, L * T - B)).view(J, S, L, T, C, F)
-    turned = phases.flip(0, 2).permute(0, 2, 5, 1, 3, 4).reshape(J, L, F, S * T * C)
-    above, below, top, bottom = _phase_rows(border[0], size[0], S, J, dy.shape[1])
-    before, beside, left, right = _phase_rows(border[2], size[1], T, L, dy.shape[2])
-    dx = depth_to_space(convolve(dy, turned, None, (1, 1), (above, below, before, beside)), stride)
-    return pad(dx, (-top, -bottom, -left, -right))
+    return phases.flip(0, 2).permute(0, 2, 5, 1, 3, 4).reshape(J, L, F, S * T * C)
+
+
+def transposed_border(kernel: Pair, stride: Pair, border: Border, size: Pair, rows: Pair) -> tuple[Border, Border]:
+    """The border around `dy`, of `rows` rows and columns, for `transposed`, and what to crop from its phases to get an `x` of `size`."""
+    (S, T), (A, B) = stride, kernel
+    above, below, top, bottom = _phase_rows(border[0], size[0], S, -(-A // S), rows[0])
+    before, beside, left, right = _phase_rows(border[2], size[1], T, -(-B // T), rows[1])
+    return (above, below, before, beside), (top, bottom, left, right)
 
 
 def _phase_rows(border: int, size: int, S: int, J: int, rows: int) -> tuple[int, int, int, int]:
-    """For one direction of `data_gradient`: the border around `dy`, and what to crop from the phases, to get rows border..border + size."""
+    """One direction of `transposed_border`: the border around `dy`, and what to crop from the phases to get rows border..border + size."""
     first, last = border // S, -(-(border + size) // S)  # of the phases' rows q
     above = J - 1 - first
     return above, last - 1 - (rows - 1), border - first * S, last * S - border - size
@@ -116,20 +126,20 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def get(self, like: Tensor) -> Tensor:
-        kind, size = (like.device, like.dtype), like.numel()
+    def get(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        kind, size = (like.device, dtype), like.numel()
         if kind not in self.kept or self.kept[kind].numel() < size:
-            self.kept[kind] = torch.empty(size, dtype=like.dtype, device=like.device)
+            self.kept[kind] = torch.empty(size, dtype=dtype, device=like.device)
         return self.kept[kind][:size]
 
 
 _scratch = _Scratch()
 
 
-def _laid_out(windows: Tensor) -> Tensor:  # (N, H, W, K, K*C) -> (N*H*W, K*K*C), valid until the next call in this thread
-    if windows.is_contiguous():
+def _laid_out(windows: Tensor, dtype: torch.dtype) -> Tensor:  # (N, H, W, K, K*C) -> (N*H*W, K*K*C), valid until this thread's next call
+    if windows.is_contiguous() and windows.dtype == dtype:
         return windows.view(-1, windows.shape[3] * windows.shape[4])
-    strip = _scratch.get(windows).view(windows.shape)
+    strip = _scratch.get(windows, dtype).view(windows.shape)
     strip.copy_(windows)
     return strip.view(-1, windows.shape[3] * windows.shape[4])
 

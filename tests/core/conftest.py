@@ -28,3 +28,11 @@ def small_unet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer and the weights files know a small network under the denoiser's name."""
     monkeypatch.setattr(trainer, "unet", small)
     monkeypatch.setitem(networks.ARCHITECTURES, "unet", small)
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import Cancelled, Denoiser, DeviceError, WeightsError, networks, noise, weights
+from core import Cancelled, Denoiser, DeviceError, WeightsError, hardware, networks, noise, weights
 from core.nn import Module
 from tests.core.made import photo, refused, small
 
@@ -238,7 +238,8 @@ def test_auto_takes_the_processor_where_there_is_no_gpu(file: Path, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     denoiser = Denoiser.load(file)
     assert denoiser.device == CPU
-    assert all(p.value.dtype == denoiser.dtype for p in denoiser.network.param())
+    assert denoiser.dtype == hardware.fast_dtype(CPU)
+    assert all(p.value.dtype == hardware.activations(denoiser.dtype, CPU) for p in denoiser.network.param())
 
 
 def test_a_gpu_that_is_not_there_is_missed_before_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

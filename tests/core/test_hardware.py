@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core import DeviceError, hardware
+from core import DeviceError, hardware, kernels
 from tests.core.made import refused
 
 
@@ -57,9 +57,10 @@ def test_a_device_of_another_kind_is_refused(device: str) -> None:
         ({"bf16": True}, torch.bfloat16),
     ],
 )
-def test_bfloat16_is_taken_where_the_processor_reports_it(
+def test_without_kernels_bfloat16_is_taken_where_the_processor_reports_it(
     reported: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernels, "take", lambda factors, device: None)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: reported)
     assert hardware.fast_dtype(torch.device("cpu")) == dtype
     assert hardware.take_dtype("auto", torch.device("cpu")) == dtype

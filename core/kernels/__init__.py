@@ -1,0 +1,207 @@
+"""The door to the C kernels: convolutions and their gradients on a processor, faster than matrix products of torch.
+
+Knows tensors, sizes and instruction sets; nothing of layers, tapes or losses. Where the library was not built, or the processor has none
+of its instruction sets, `take` gives None and the caller computes with products (see `core.nn.products`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one crops
+
+SETS: dict[str, tuple[int, torch.dtype]] = {
+    "avx512_bf16": (16, torch.bfloat16),
+    "avx512": (16, torch.float32),
+    "avx2": (8, torch.float32),
+}
+"""The instruction sets, best first: floats in a vector, and the dtype of what products multiply. Sums are float32 in all."""
+
+POINTS = 36
+GRADIENT_BYTES = 4 << 20
+"""What a weight gradient lays out at a time: it is read again many times, so it stays in the processor's last cache."""
+GRADIENT_TILES = 128
+"""At least so many tiles at a time, however many their channels."""
+
+
+class KernelError(RuntimeError):
+    """CLEARFOLD_KERNEL asks for what this machine does not have; the message is for users."""
+
+
+class Kernels:
+    """The kernels of one instruction set. Activations are contiguous (N, H, W, C) of float32 or bfloat16, weights float32."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.name = name
+        self.lanes, self.factors = SETS[name]
+        self._call = {what: getattr(library, f"{what}_{name}") for what in _JOBS}
+
+    def pack(self, weight: Tensor, winograd: bool, turned: bool = False) -> Tensor:
+        """(A, B, C, F) as `convolve` takes it. turned: by 180 degrees and C and F exchanged, for a data gradient (Winograd's only)."""
+        weight = weight.detach().float().contiguous()
+        A, B, C, F = weight.shape
+        if not winograd:
+            packed = torch.empty(_up(A * B * C, 2) * _up(F, self.lanes), dtype=self.factors)
+            self._run("direct_weights", w=weight, u=packed, C=A * B * C, F=F)
+            return packed
+        packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
+        if turned:
+            packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
+            self._run("winograd_weights", w=weight[2, 2], u=packed, along_a=-3 * C * F, along_b=-C * F, along_c=1, along_f=F, C=F, F=C)
+        else:
+            self._run("winograd_weights", w=weight, u=packed, along_a=3 * C * F, along_b=C * F, along_c=F, along_f=1, C=C, F=F)
+        return packed
+
+    def convolve(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        shape: tuple[int, int, int, int],
+        stride: Pair,
+        border: Border,
+        *,
+        winograd: bool,
+        bias: Tensor | None = None,
+        scale: int = 1,
+        crop: Border = (0, 0, 0, 0),
+        addend: Tensor | None = None,
+        relu: bool = False,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The convolution of `x` in its border, then depth-to-space by `scale` and a crop, then `+ addend`, ReLU, and zero where `mask` is
+        not above zero: (N, rows, columns, F / scale**2), of `dtype` or of that of `x`.
+
+        shape: (A, B, C, F), of the weight that was packed.
+        """
+        x = x.contiguous()
+        N, H, W, C = x.shape
+        A, B, _, F = shape
+        Ho, Wo = (H + border[0] + border[1] - A) // stride[0] + 1, (W + border[2] + border[3] - B) // stride[1] + 1
+        rows, columns = Ho * scale - crop[0] - crop[1], Wo * scale - crop[2] - crop[3]
+        y = torch.empty(N, rows, columns, F // scale**2, dtype=dtype or x.dtype)
+        bias = None if bias is None else bias.float()
+        addend, mask = (None if t is None else t.contiguous() for t in (addend, mask))
+        for t in (addend, mask):
+            if t is not None and t.shape != y.shape:
+                raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
+        self._run(
+            "winograd" if winograd else "direct",
+            x=x, u=packed, bias=bias, addend=addend, mask=mask, y=y,
+            N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, A=A, B=B, along_i=stride[0], along_j=stride[1], top=border[0], left=border[2],
+            scale=scale, crop_top=crop[0], crop_left=crop[2], rows=rows, columns=columns,
+            x_half=_half(x), y_half=_half(y), addend_half=_half(addend), mask_half=_half(mask), relu=relu,
+        )  # fmt: skip
+        return y
+
+    def weight_gradient(self, x: Tensor, dy: Tensor, border: Border) -> Tensor:
+        """That of a 3x3 convolution of stride 1: (3, 3, C, F) in float32."""
+        x, dy = x.contiguous(), dy.contiguous()
+        (N, H, W, C), (_, Ho, Wo, F) = x.shape, dy.shape
+        Cp, Fp = _up(C, self.lanes), _up(F, self.lanes)
+        tile_bytes = POINTS * (Cp + Fp) * self.factors.itemsize
+        tiles = _up(min(N * -(-Ho // 4) * -(-Wo // 4), max(GRADIENT_BYTES // tile_bytes, GRADIENT_TILES)), 2)
+        v, d = (torch.empty(POINTS * tiles * channels, dtype=self.factors) for channels in (Cp, Fp))
+        du, dw = torch.empty(POINTS * Cp * Fp), torch.empty(3, 3, C, F)
+        self._run(
+            "winograd_gradient",
+            x=x, dy=dy, v=v, d=d, du=du, dw=dw,
+            N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], x_half=_half(x), dy_half=_half(dy), block=tiles,
+        )  # fmt: skip
+        return dw
+
+    def _run(self, what: str, **fields: Tensor | int | bool | None) -> None:
+        given = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()}
+        self._call[what](ctypes.byref(_JOBS[what](**given, threads=torch.get_num_threads())))
+
+
+def take(factors: torch.dtype, device: torch.device) -> Kernels | None:
+    """The kernels to multiply in `factors` with on this machine, or None. Those of float32 stand in where there are none of bfloat16."""
+    if device.type != "cpu" or factors not in (torch.float32, torch.bfloat16):
+        return None
+    found = available()
+    return next((found[name] for name, (_, dtype) in SETS.items() if name in found and (dtype == torch.float32 or dtype == factors)), None)
+
+
+@functools.cache
+def available() -> dict[str, Kernels]:
+    """The kernels that were built and that this processor runs, by name, best first; CLEARFOLD_KERNEL keeps one of them, or `none`."""
+    library, _ = _library()
+    found = {name: Kernels(library, name) for name in SETS if library is not None and getattr(library, f"clearfold_runs_{name}")()}
+    forced = os.environ.get("CLEARFOLD_KERNEL", "auto")
+    if forced == "auto":
+        return found
+    if forced == "none":
+        return {}
+    if forced not in found:
+        usable = ", ".join(["auto", "none", *found])
+        raise KernelError(f'CLEARFOLD_KERNEL = "{forced}" is not available here ({why()}): use {usable}')
+    return {forced: found[forced]}
+
+
+def why() -> str:
+    """One line on what was found, for people."""
+    library, reason = _library()
+    if library is None:
+        return reason
+    runs = [name for name in SETS if getattr(library, f"clearfold_runs_{name}")()]
+    return f"this processor runs {', '.join(runs) or 'none of the built kernels'}"
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    built = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    if not built:
+        return None, "no kernels were built: install a C compiler, then Clearfold again"
+    try:
+        library = ctypes.CDLL(str(built[0]))
+    except OSError as error:
+        return None, f"the kernels can't be loaded: {error}"
+    sources = sorted(Path(__file__).parent.glob("*.[ch]"))  # there in a checkout, not where the package is installed
+    library.clearfold_sources.restype = ctypes.c_char_p
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    if sources and library.clearfold_sources().decode() != digest:
+        return None, "the kernels were built from other sources than are here: install Clearfold again"
+    library.clearfold_borrow.argtypes = [ctypes.c_void_p]
+    # torch's own OpenMP runtime is in the process already, for all to see
+    gomp = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    library.clearfold_borrow(None if gomp is None else ctypes.cast(gomp, ctypes.c_void_p))
+    return library, ""
+
+
+def _job(pointers: str, numbers: str) -> type[ctypes.Structure]:
+    fields = [(name, ctypes.c_void_p) for name in pointers.split()] + [(name, ctypes.c_long) for name in numbers.split()]
+    return type("Job", (ctypes.Structure,), {"_fields_": fields})
+
+
+_WEIGHTS = _job("w u", "along_a along_b along_c along_f C F threads next")
+_CONVOLUTION = _job(
+    "x u bias addend mask y",
+    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns "
+    "x_half y_half addend_half mask_half relu threads block next",
+)
+_GRADIENT = _job("x dy v d du dw", "N H W C F Ho Wo top left x_half dy_half threads block first next")
+_JOBS = {
+    "winograd_weights": _WEIGHTS,
+    "direct_weights": _WEIGHTS,
+    "winograd": _CONVOLUTION,
+    "direct": _CONVOLUTION,
+    "winograd_gradient": _GRADIENT,
+}
+"""As in jobs.h."""
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _half(x: Tensor | None) -> bool:
+    return x is not None and x.dtype == torch.bfloat16

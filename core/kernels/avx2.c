@@ -1,0 +1,2 @@
+#define CLEARFOLD_AVX2
+#include "set.h"

@@ -1,0 +1,2 @@
+#define CLEARFOLD_AVX512
+#include "set.h"

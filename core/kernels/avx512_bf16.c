@@ -1,0 +1,2 @@
+#define CLEARFOLD_AVX512BF16
+#include "set.h"

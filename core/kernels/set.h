@@ -1,0 +1,7 @@
+/* All kernels of one instruction set. */
+#include "jobs.h"
+#include "simd.h"
+#include "team.h"
+#include "product.h"
+#include "winograd.h"
+#include "direct.h"

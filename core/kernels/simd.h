@@ -1,0 +1,159 @@
+/* One vector vocabulary for every instruction set, chosen by what the including file defines: CLEARFOLD_AVX2, CLEARFOLD_AVX512 or
+ * CLEARFOLD_AVX512BF16. Knows nothing of convolutions.
+ *
+ * vec      VW floats in a register
+ * factor   what products multiply: float, or bfloat16 as its 16 bits
+ * PAIR     factors that one lane of `dot` multiplies and adds at once: 1 for float, 2 for bfloat16
+ * ROWS     rows, and
+ * COLUMNS  vectors of columns, that a product keeps in registers
+ *
+ * Functions carry the instruction set as their own attribute, so a library compiled for any x86-64 holds all sets, and only what the
+ * processor reports is ever called.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+#define CONCAT_(a, b) a##_##b
+#define CONCAT(a, b) CONCAT_(a, b)
+#define NAME(f) CONCAT(f, SET)
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(CLEARFOLD_AVX2)
+#define SET avx2
+#define TARGET "avx2,fma"
+#elif defined(CLEARFOLD_AVX512)
+#define SET avx512
+#define TARGET "avx512f,avx512bw,avx512vl,avx512dq,fma"
+#elif defined(CLEARFOLD_AVX512BF16)
+#define SET avx512_bf16
+#define TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma"
+#endif
+
+#if defined(__clang__)
+#define CLEARFOLD_PRAGMA(x) _Pragma(#x)
+#define CLEARFOLD_PUSH(t) CLEARFOLD_PRAGMA(clang attribute push(__attribute__((target(t))), apply_to = function))
+CLEARFOLD_PUSH(TARGET)
+#else
+#pragma GCC push_options
+#define CLEARFOLD_PRAGMA(x) _Pragma(#x)
+#define CLEARFOLD_PUSH(t) CLEARFOLD_PRAGMA(GCC target(t))
+CLEARFOLD_PUSH(TARGET)
+#endif
+
+#if defined(CLEARFOLD_AVX2)
+
+typedef __m256 vec;
+enum { VW = 8, ROWS = 6, COLUMNS = 2 };
+INLINE vec zero(void) { return _mm256_setzero_ps(); }
+INLINE vec all(float x) { return _mm256_set1_ps(x); }
+INLINE vec load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void store(float *p, vec x) { _mm256_storeu_ps(p, x); }
+INLINE vec load_bf16(const bf16 *p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16)); }
+INLINE void store_bf16(bf16 *p, vec x) { /* to nearest even; NaN stays NaN */
+  __m256i i = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(i, 16), _mm256_set1_epi32(1));
+  __m256i r = _mm256_srli_epi32(_mm256_add_epi32(i, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+  r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0xd8);
+  _mm_storeu_si128((void *)p, _mm256_castsi256_si128(r));
+}
+INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+INLINE vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+INLINE vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+INLINE vec fma_(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }   /*  a * b + c */
+INLINE vec fnma_(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); } /* -a * b + c */
+INLINE vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }    /* the second operand, if one is NaN */
+INLINE vec where_positive(vec m, vec x) { return _mm256_and_ps(x, _mm256_cmp_ps(m, _mm256_setzero_ps(), _CMP_GT_OQ)); }
+
+#else
+
+typedef __m512 vec;
+enum { VW = 16, ROWS = 6, COLUMNS = 4 };
+INLINE vec zero(void) { return _mm512_setzero_ps(); }
+INLINE vec all(float x) { return _mm512_set1_ps(x); }
+INLINE vec load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void store(float *p, vec x) { _mm512_storeu_ps(p, x); }
+INLINE vec load_bf16(const bf16 *p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16)); }
+#if defined(CLEARFOLD_AVX512BF16)
+INLINE void store_bf16(bf16 *p, vec x) { _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+#else
+INLINE void store_bf16(bf16 *p, vec x) { /* to nearest even; NaN stays NaN */
+  __m512i i = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(i, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(i, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(r));
+}
+#endif
+INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+INLINE vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+INLINE vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec fma_(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }   /*  a * b + c */
+INLINE vec fnma_(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); } /* -a * b + c */
+INLINE vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }    /* the second operand, if one is NaN */
+INLINE vec where_positive(vec m, vec x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m, _mm512_setzero_ps(), _CMP_GT_OQ), x); }
+
+#endif
+
+#if defined(CLEARFOLD_AVX512BF16)
+
+typedef bf16 factor;
+enum { PAIR = 2 };
+typedef __m512bh factors;
+INLINE factors load_factors(const factor *p) { return (factors)_mm512_loadu_si512((const void *)p); }
+INLINE factors all_factors(const factor *p) { int two; memcpy(&two, p, 4); return (factors)_mm512_set1_epi32(two); }
+INLINE vec dot(vec sum, factors a, factors b) { return _mm512_dpbf16_ps(sum, a, b); }
+INLINE void store_factors(factor *p, vec x) { store_bf16(p, x); }
+INLINE factor to_factor(float x) { bf16 y[VW]; store_bf16(y, all(x)); return y[0]; }
+/* Two rows lane by lane: a0 b0 a1 b1 ... */
+INLINE void store_pair(factor *p, vec a, vec b) {
+  static const uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  _mm512_storeu_si512((void *)p, _mm512_permutexvar_epi16(_mm512_loadu_si512((const void *)order), (__m512i)_mm512_cvtne2ps_pbh(b, a)));
+}
+
+#else
+
+typedef float factor;
+enum { PAIR = 1 };
+typedef vec factors;
+INLINE factors load_factors(const factor *p) { return load(p); }
+INLINE factors all_factors(const factor *p) { return all(*p); }
+INLINE vec dot(vec sum, factors a, factors b) { return fma_(a, b, sum); }
+INLINE void store_factors(factor *p, vec x) { store(p, x); }
+INLINE factor to_factor(float x) { return x; }
+INLINE void store_pair(factor *p, vec a, vec b) { store(p, a); (void)b; }
+
+#endif
+
+INLINE float load_one_bf16(const bf16 *p) { uint32_t i = (uint32_t)*p << 16; float x; memcpy(&x, &i, 4); return x; }
+
+/* Lanes from memory that may end before a whole vector: the first n, zeros behind them. */
+INLINE vec load_n(const float *p, long n) {
+  if (n >= VW) return load(p);
+  float t[VW] = {0};
+  memcpy(t, p, n * sizeof(float));
+  return load(t);
+}
+INLINE void store_n(float *p, vec x, long n) {
+  if (n >= VW) { store(p, x); return; }
+  float t[VW];
+  store(t, x);
+  memcpy(p, t, n * sizeof(float));
+}
+INLINE vec load_bf16_n(const bf16 *p, long n) {
+  if (n >= VW) return load_bf16(p);
+  bf16 t[VW] = {0};
+  memcpy(t, p, n * sizeof(bf16));
+  return load_bf16(t);
+}
+INLINE void store_bf16_n(bf16 *p, vec x, long n) {
+  if (n >= VW) { store_bf16(p, x); return; }
+  bf16 t[VW];
+  store_bf16(t, x);
+  memcpy(p, t, n * sizeof(bf16));
+}
+/* An activation: float, or bfloat16 where `half` says so; i counts elements. */
+INLINE vec load_any(const void *p, long i, long n, int half) { return half ? load_bf16_n((const bf16 *)p + i, n) : load_n((const float *)p + i, n); }
+INLINE void store_any(void *p, long i, vec x, long n, int half) { if (half) store_bf16_n((bf16 *)p + i, x, n); else store_n((float *)p + i, x, n); }

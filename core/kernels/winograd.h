@@ -1,0 +1,316 @@
+/* 3x3 convolutions of stride 1 by F(4x4, 3x3): 36 products instead of 144 for every 4x4 outputs (Winograd 1980, Lavin & Gray 2016).
+ * Included once for every instruction set.
+ *
+ *     y = At [ (G w Gt) . (Bt d B) ] A         d: 6x6 inputs, w: 3x3 weights, y: 4x4 outputs, "." point by point
+ *
+ * is polynomial multiplication by values at the points 0, P, -P, Q, -Q and infinity (Toom 1963). Summed over input channels, the middle
+ * is 36 plain matrix products, one for each point, of (tiles x C) by (C x F). A thread takes a few dozen tiles at a time, so that what
+ * they become stays in its second cache, and finishes them: bias, addend, ReLU, mask and rounding happen before the one store.
+ *
+ * The customary points 1 and 2 lose two bits more than P = 5/8 and Q = 3/2, which keep the values of `d` and of its transform of one
+ * size (Barabasz et al. 2018 study such points); with them the factors may be bfloat16, summed in float32.
+ */
+
+#define P 0.625f
+#define Q 1.5f
+#define PP (P * P)
+#define QQ (Q * Q)
+
+enum { TILE = 4, WINDOW = 6, POINTS = 36 };
+
+static const float G[WINDOW][3] = {
+    {1 / (PP * QQ), 0, 0},
+    {1 / (2 * PP * (PP - QQ)), P / (2 * PP * (PP - QQ)), PP / (2 * PP * (PP - QQ))},
+    {1 / (2 * PP * (PP - QQ)), -P / (2 * PP * (PP - QQ)), PP / (2 * PP * (PP - QQ))},
+    {1 / (2 * QQ * (QQ - PP)), Q / (2 * QQ * (QQ - PP)), QQ / (2 * QQ * (QQ - PP))},
+    {1 / (2 * QQ * (QQ - PP)), -Q / (2 * QQ * (QQ - PP)), QQ / (2 * QQ * (QQ - PP))},
+    {0, 0, 1},
+};
+
+/* Bt: six values of one line -> its values at the six points. */
+INLINE void to_points(const vec d[WINDOW], vec v[WINDOW]) {
+  vec even, odd;
+  v[0] = fma_(all(PP * QQ), d[0], fnma_(all(PP + QQ), d[2], d[4]));
+  even = fnma_(all(QQ), d[2], d[4]), odd = fnma_(all(QQ), d[1], d[3]);
+  v[1] = fma_(all(P), odd, even), v[2] = fnma_(all(P), odd, even);
+  even = fnma_(all(PP), d[2], d[4]), odd = fnma_(all(PP), d[1], d[3]);
+  v[3] = fma_(all(Q), odd, even), v[4] = fnma_(all(Q), odd, even);
+  v[5] = fma_(all(PP * QQ), d[1], fnma_(all(PP + QQ), d[3], d[5]));
+}
+
+/* At: values at the six points -> four outputs. */
+INLINE void from_points(const vec m[WINDOW], vec y[TILE]) {
+  vec s = add(m[1], m[2]), d = sub(m[1], m[2]), t = add(m[3], m[4]), e = sub(m[3], m[4]);
+  y[0] = add(m[0], add(s, t));
+  y[1] = fma_(all(P), d, mul(all(Q), e));
+  y[2] = fma_(all(PP), s, mul(all(QQ), t));
+  y[3] = fma_(all(PP * P), d, fma_(all(QQ * Q), e, m[5]));
+}
+
+/* A, the adjoint of At: derivatives of four outputs -> derivatives of the values at the six points. */
+INLINE void to_points_adjoint(const vec y[TILE], vec m[WINDOW]) {
+  vec even, odd;
+  m[0] = y[0];
+  even = fma_(all(PP), y[2], y[0]), odd = fma_(all(PP), y[3], y[1]);
+  m[1] = fma_(all(P), odd, even), m[2] = fnma_(all(P), odd, even);
+  even = fma_(all(QQ), y[2], y[0]), odd = fma_(all(QQ), y[3], y[1]);
+  m[3] = fma_(all(Q), odd, even), m[4] = fnma_(all(Q), odd, even);
+  m[5] = y[3];
+}
+
+/* One tile's place: picture n, and its first output row and column. */
+typedef struct { long n, i, j; } place;
+
+INLINE place place_of(long tile, long across, long down) {
+  return (place){tile / (across * down), tile / across % down * TILE, tile % across * TILE};
+}
+
+/* SIZE x SIZE pixels of channels c..c+VW from row i, column j of picture n of x (N, H, W, C), zeros outside of it. */
+#define CUT(SIZE)                                                                                                                       \
+  INLINE void NAME(cut_##SIZE)(const void *x, int half, long H, long W, long C, long n, long i, long j, long c, vec out[SIZE * SIZE]) { \
+    long first = ((n * H + i) * W + j) * C + c, lanes = C - c;                                                                          \
+    if (i >= 0 && j >= 0 && i + SIZE <= H && j + SIZE <= W && lanes >= VW) {                                                            \
+      for (int a = 0; a < SIZE; a++)                                                                                                    \
+        for (int b = 0; b < SIZE; b++) out[a * SIZE + b] = load_any(x, first + (a * W + b) * C, VW, half);                              \
+    } else {                                                                                                                            \
+      for (int a = 0; a < SIZE; a++)                                                                                                    \
+        for (int b = 0; b < SIZE; b++)                                                                                                  \
+          out[a * SIZE + b] = i + a < 0 || i + a >= H || j + b < 0 || j + b >= W ? zero() : load_any(x, first + (a * W + b) * C, lanes, half); \
+    }                                                                                                                                   \
+  }
+CUT(6)
+CUT(4)
+
+INLINE void transposed(const vec *in, long rows, long columns, vec *out) {
+  for (long i = 0; i < rows; i++)
+    for (long j = 0; j < columns; j++) out[j * rows + i] = in[i * columns + j];
+}
+
+/* A 6x6 window at all 36 points: v[i * 6 + j] = (Bt d B)[i][j]. */
+INLINE void window_at_points(const vec d[POINTS], vec v[POINTS]) {
+  vec t[POINTS], u[POINTS];
+  for (int a = 0; a < WINDOW; a++) to_points(d + a * WINDOW, t + a * WINDOW); /* d B */
+  transposed(t, WINDOW, WINDOW, u);
+  for (int j = 0; j < WINDOW; j++) to_points(u + j * WINDOW, t + j * WINDOW);
+  transposed(t, WINDOW, WINDOW, v);
+}
+
+/* ---- weights ---------------------------------------------------------------------------------------------------------------------- */
+
+/* w -> u = G w Gt, packed as the products read it: for each point, for each chunk of columns, [C/PAIR][columns][PAIR]. */
+static void NAME(winograd_weights_body)(void *p) {
+  clearfold_weights *job = p;
+  long C = job->C, F = job->F, Cp = NAME(round_up)(C, VW), Fp = NAME(round_up)(F, VW);
+  factor *u = job->u;
+  for (long f; (f = clearfold_next(&job->next, Fp / VW)) >= 0;) {
+    f *= VW;
+    long chunk = f / (COLUMNS * VW) * (COLUMNS * VW), width = Fp - chunk < COLUMNS * VW ? Fp - chunk : COLUMNS * VW, n = F - f < VW ? F - f : VW;
+    for (long c = 0; c < Cp; c += PAIR) {
+      vec both[2][POINTS];
+      for (int q = 0; q < PAIR; q++) {
+        vec w[9], t[18];
+        for (int ab = 0; ab < 9; ab++) {
+          float lanes[VW] = {0};
+          if (c + q < C) {
+            const float *from = job->w + ab / 3 * job->along_a + ab % 3 * job->along_b + (c + q) * job->along_c + f * job->along_f;
+            for (long l = 0; l < n; l++) lanes[l] = from[l * job->along_f];
+          }
+          w[ab] = load(lanes);
+        }
+        for (int i = 0; i < WINDOW; i++)
+          for (int b = 0; b < 3; b++) t[i * 3 + b] = fma_(all(G[i][2]), w[6 + b], fma_(all(G[i][1]), w[3 + b], mul(all(G[i][0]), w[b])));
+        for (int i = 0; i < WINDOW; i++)
+          for (int j = 0; j < WINDOW; j++)
+            both[q][i * WINDOW + j] = fma_(all(G[j][2]), t[i * 3 + 2], fma_(all(G[j][1]), t[i * 3 + 1], mul(all(G[j][0]), t[i * 3])));
+      }
+      for (int k = 0; k < POINTS; k++) store_pair(u + k * Cp * Fp + chunk * Cp + c * width + (f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
+    }
+  }
+}
+
+void NAME(winograd_weights)(clearfold_weights *job) {
+  job->next = 0;
+  clearfold_team(NAME(winograd_weights_body), job, job->threads);
+}
+
+/* ---- forward, and the data gradient, which is the same with the weights turned ---------------------------------------------------- */
+
+INLINE void NAME(finish_tile)(const clearfold_convolution *job, const float *m, long point, place to, long f) {
+  vec line[POINTS], t[WINDOW * TILE], u[WINDOW * TILE];
+  for (int k = 0; k < POINTS; k++) line[k] = load(m + k * point);
+  for (int i = 0; i < WINDOW; i++) from_points(line + i * WINDOW, t + i * TILE);
+  transposed(t, WINDOW, TILE, u);
+  for (int b = 0; b < TILE; b++) from_points(u + b * WINDOW, t + b * TILE);
+  long n = job->F - f < VW ? job->F - f : VW, down = job->Ho - to.i, across = job->Wo - to.j;
+  for (int a = 0; a < TILE && a < down; a++)
+    for (int b = 0; b < TILE && b < across; b++)
+      NAME(finish)(job, t[b * TILE + a], to.n, to.i + a, to.j + b, f, n);
+}
+
+static void NAME(winograd_body)(void *p) {
+  clearfold_convolution *job = p;
+  long C = job->C, F = job->F, Cp = NAME(round_up)(C, VW), Fp = NAME(round_up)(F, VW), T = job->block;
+  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
+  long wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW;
+  long point_v = T * Cp + 64 / sizeof(factor), point_m = T * wide + 16; /* a line more, lest all 36 meet in one set of the cache */
+  factor *v = clearfold_scratch(POINTS * (point_v * sizeof(factor) + point_m * sizeof(float)));
+  float *m = (float *)(v + POINTS * point_v);
+  const factor *u = job->u;
+  for (long first; (first = clearfold_next(&job->next, (tiles + T - 1) / T)) >= 0;) {
+    first *= T;
+    long count = tiles - first < T ? tiles - first : T;
+    for (long t = 0; t < count; t++) {
+      place at = place_of(first + t, across, down);
+      for (long c = 0; c < Cp; c += VW) {
+        vec d[POINTS], w[POINTS];
+        if (job->x_half) NAME(cut_6)(job->x, 1, job->H, job->W, C, at.n, at.i - job->top, at.j - job->left, c, d);
+        else NAME(cut_6)(job->x, 0, job->H, job->W, C, at.n, at.i - job->top, at.j - job->left, c, d);
+        window_at_points(d, w);
+        for (int k = 0; k < POINTS; k++) store_factors(v + k * point_v + t * Cp + c, w[k]);
+      }
+    }
+    for (long f = 0; f < Fp; f += wide) {
+      long columns = (Fp - f < wide ? Fp - f : wide) / VW;
+      for (int k = 0; k < POINTS; k++)
+        for (long t = 0; t < count; t += ROWS) NAME(product)(v + k * point_v + t * Cp, Cp, u + k * Cp * Fp + f * Cp, Cp, m + k * point_m + t * columns * VW, columns);
+      for (long t = 0; t < count; t++)
+        for (long j = 0; j < columns; j++)
+          NAME(finish_tile)(job, m + (t * columns + j) * VW, point_m, place_of(first + t, across, down), f + j * VW);
+    }
+  }
+}
+
+void NAME(winograd)(clearfold_convolution *job) {
+  enum { CACHE = 800 << 10 }; /* of a second cache of 1 MiB and more */
+  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
+  long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW;
+  long most = CACHE / (POINTS * (Cp * (long)sizeof(factor) + wide * (long)sizeof(float)));
+  most = most > 48 ? 48 : most < ROWS ? ROWS : most / ROWS * ROWS;
+  long blocks = NAME(round_up)((tiles + most - 1) / most, job->threads);
+  job->block = NAME(round_up)((tiles + blocks - 1) / blocks, ROWS);
+  job->next = 0;
+  clearfold_team(NAME(winograd_body), job, job->threads);
+}
+
+/* ---- weight gradient -------------------------------------------------------------------------------------------------------------- */
+
+/* dw = Gt [ sum over tiles of (Bt d B) . (A dy At) ] G. The sum is 36 products again, (C x tiles) by (tiles x F), for which both sides
+ * are laid out in lines of VW channels of PAIR tiles. */
+
+enum { HIGH = VW == 16 ? 8 : 4, BROAD = 2 }; /* rows and vectors of columns of one product's registers */
+
+static void NAME(gradient_points_body)(void *p) {
+  clearfold_gradient *job = p;
+  long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW);
+  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
+  factor *v = job->v, *d = job->d;
+  for (long t; (t = clearfold_next(&job->next, T / PAIR)) >= 0;) {
+    vec both[2][POINTS], w[POINTS];
+    for (long c = 0; c < Cp; c += VW) {
+      for (int q = 0; q < PAIR; q++) {
+        long tile = job->first + t * PAIR + q;
+        place at = place_of(tile, across, down);
+        if (tile >= tiles) { for (int k = 0; k < POINTS; k++) both[q][k] = zero(); continue; }
+        NAME(cut_6)(job->x, job->x_half, job->H, job->W, job->C, at.n, at.i - job->top, at.j - job->left, c, w);
+        window_at_points(w, both[q]);
+      }
+      for (int k = 0; k < POINTS; k++) store_pair(v + ((k * Cp + c) * T + t * VW * PAIR), both[0][k], both[PAIR - 1][k]);
+    }
+    for (long f = 0; f < Fp; f += VW) {
+      for (int q = 0; q < PAIR; q++) {
+        long tile = job->first + t * PAIR + q;
+        place at = place_of(tile, across, down);
+        if (tile >= tiles) { for (int k = 0; k < POINTS; k++) both[q][k] = zero(); continue; }
+        vec y[TILE * TILE], h[TILE * WINDOW], g[WINDOW * TILE];
+        NAME(cut_4)(job->dy, job->dy_half, job->Ho, job->Wo, job->F, at.n, at.i, at.j, f, y);
+        for (int a = 0; a < TILE; a++) to_points_adjoint(y + a * TILE, h + a * WINDOW);
+        transposed(h, TILE, WINDOW, g);
+        for (int j = 0; j < WINDOW; j++) to_points_adjoint(g + j * TILE, w + j * WINDOW);
+        transposed(w, WINDOW, WINDOW, both[q]);
+      }
+      for (int k = 0; k < POINTS; k++) store_pair(d + ((k * Fp + f) * T + t * VW * PAIR), both[0][k], both[PAIR - 1][k]);
+    }
+  }
+}
+
+/* du (HIGH rows x columns) += v (HIGH x T) d (T x columns) */
+INLINE void NAME(gradient_product_of)(const factor *v, const factor *d, long panel, long T, float *du, long row, int more, const int columns) {
+  vec sum[HIGH][BROAD];
+#pragma GCC unroll 8
+  for (int i = 0; i < HIGH; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; j++) sum[i][j] = more ? load(du + i * row + j * VW) : zero();
+  for (long t = 0; t < T; t += PAIR) {
+    factors right[BROAD];
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; j++) right[j] = load_factors(d + j * panel + t * VW);
+#pragma GCC unroll 8
+    for (int i = 0; i < HIGH; i++) {
+      factors left = all_factors(v + t * VW + i * PAIR);
+#pragma GCC unroll 8
+      for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left, right[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < HIGH; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < columns; j++) store(du + i * row + j * VW, sum[i][j]);
+}
+
+static void NAME(gradient_products_body)(void *p) {
+  clearfold_gradient *job = p;
+  long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW);
+  const factor *v = job->v, *d = job->d;
+  int more = job->first > 0;
+  for (long piece; (piece = clearfold_next(&job->next, POINTS * Cp / VW)) >= 0;) {
+    long k = piece / (Cp / VW), c = piece % (Cp / VW) * VW;
+    for (long f = 0; f < Fp; f += BROAD * VW)
+      for (long h = 0; h < VW; h += HIGH) {
+        const factor *left = v + (k * Cp + c) * T + h * PAIR, *right = d + (k * Fp + f) * T;
+        float *du = job->du + (k * Cp + c + h) * Fp + f;
+        if (Fp - f >= BROAD * VW) NAME(gradient_product_of)(left, right, T * VW, T, du, Fp, more, 2);
+        else NAME(gradient_product_of)(left, right, T * VW, T, du, Fp, more, 1);
+      }
+  }
+}
+
+static void NAME(gradient_weights_body)(void *p) {
+  clearfold_gradient *job = p;
+  long C = job->C, F = job->F, Cp = NAME(round_up)(C, VW), Fp = NAME(round_up)(F, VW);
+  for (long c; (c = clearfold_next(&job->next, C)) >= 0;)
+    for (long f = 0; f < F; f += VW) {
+      vec t[3 * WINDOW];
+      for (int j = 0; j < WINDOW; j++) {
+        vec u[WINDOW];
+        for (int i = 0; i < WINDOW; i++) u[i] = load(job->du + ((i * WINDOW + j) * Cp + c) * Fp + f);
+        for (int a = 0; a < 3; a++) {
+          vec sum = zero();
+          for (int i = 0; i < WINDOW; i++) sum = fma_(all(G[i][a]), u[i], sum);
+          t[a * WINDOW + j] = sum;
+        }
+      }
+      for (int a = 0; a < 3; a++)
+        for (int b = 0; b < 3; b++) {
+          vec sum = zero();
+          for (int j = 0; j < WINDOW; j++) sum = fma_(all(G[j][b]), t[a * WINDOW + j], sum);
+          store_n(job->dw + ((a * 3 + b) * C + c) * F + f, sum, F - f);
+        }
+    }
+}
+
+void NAME(winograd_gradient)(clearfold_gradient *job) {
+  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
+  for (job->first = 0; job->first < tiles; job->first += job->block) {
+    job->next = 0;
+    clearfold_team(NAME(gradient_points_body), job, job->threads);
+    job->next = 0;
+    clearfold_team(NAME(gradient_products_body), job, job->threads);
+  }
+  job->next = 0;
+  clearfold_team(NAME(gradient_weights_body), job, job->threads);
+}
+
+#undef P
+#undef Q
+#undef PP
+#undef QQ

@@ -1,0 +1,129 @@
+"""One convolution, by the fastest way there is: the kernels in C on a processor that runs them, matrix products everywhere else.
+
+The seam between the layers and the hardware. Knows nothing of layers or tapes, and computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core import kernels
+from core.nn import products
+from core.nn.activation import masked
+from core.nn.module import finished
+from core.nn.products import NO_BORDER, Border, Pair
+
+
+class Packs:
+    """A layer's weights as the kernels read them, made anew when the weights have changed."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, bool], tuple[tuple[int, int], Tensor]] = {}
+
+    def get(self, kernel: kernels.Kernels, weight: Tensor, winograd: bool, turned: bool) -> Tensor:
+        key, state = (kernel.name, turned), (weight.data_ptr(), weight._version)
+        kept = self.kept.get(key)
+        if kept is None or kept[0] != state:
+            kept = self.kept[key] = state, kernel.pack(weight, winograd, turned)  # two threads at once would make the same
+        return kept[1]
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    border: Border,
+    *,
+    factors: torch.dtype | None = None,
+    scale: Pair = (1, 1),
+    crop: Border = NO_BORDER,
+    addend: Tensor | None = None,
+    relu: bool = False,
+    mask: Tensor | None = None,
+    packs: Packs | None = None,
+) -> Tensor:
+    """`products.convolve`, then depth-to-space by `scale` and a crop, `+ addend`, ReLU, and zeros where `mask` is not above zero.
+
+    factors: the dtype in which numbers are multiplied, or None for that of `x`; the result has the dtype of `x`. packs: where the layer
+    keeps its weights prepared, or None to prepare them for this call alone.
+    """
+    factors = factors or x.dtype
+    kernel = _kernel(x, factors) if scale[0] == scale[1] else None
+    if kernel is not None:
+        winograd = _winograd(weight, stride)
+        packed = (packs or Packs()).get(kernel, weight, winograd, turned=False)
+        return kernel.convolve(
+            x,
+            packed,
+            _shape(weight),
+            stride,
+            border,
+            winograd=winograd,
+            bias=bias,
+            scale=scale[0],
+            crop=crop,
+            addend=addend,
+            relu=relu,
+            mask=mask,
+        )
+    y = products.convolve(x, weight.to(factors), None if bias is None else bias.to(factors), stride, border)
+    if scale != (1, 1):
+        y = products.depth_to_space(y, scale)
+    y = finished(products.pad(y, _negative(crop)) if any(crop) else y, addend, relu)
+    return y if mask is None else masked(y, mask)
+
+
+def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None) -> Tensor:
+    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`)."""
+    factors = factors or x.dtype
+    own = _kernel(x, factors)
+    if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
+        return own.weight_gradient(x, dy, border)
+    return products.weight_gradient(x, dy, kernel, stride, border, factors)
+
+
+def data_gradient(
+    dy: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    border: Border,
+    size: Pair,
+    *,
+    factors: torch.dtype | None = None,
+    addend: Tensor | None = None,
+    mask: Tensor | None = None,
+    packs: Packs | None = None,
+) -> Tensor:
+    """The derivative of `convolve` by `x`, (N, *size, C), `+ addend`, and zero where `mask` is not above zero."""
+    own = _kernel(dy, factors or dy.dtype)
+    around, crop = products.transposed_border((weight.shape[0], weight.shape[1]), stride, border, size, (dy.shape[1], dy.shape[2]))
+    if own is not None and _winograd(weight, stride):
+        packed = (packs or Packs()).get(own, weight, True, turned=True)
+        A, B, C, F = weight.shape
+        return own.convolve(dy, packed, (A, B, F, C), stride, around, winograd=True, crop=crop, addend=addend, mask=mask)
+    turned = products.transposed(weight, stride)
+    return convolve(dy, turned, None, (1, 1), around, factors=factors, scale=stride, crop=crop, addend=addend, mask=mask)
+
+
+FEWEST = 12
+"""Channels in and out from which F(4x4, 3x3) is the faster way."""
+
+
+def _kernel(x: Tensor, factors: torch.dtype) -> kernels.Kernels | None:
+    return kernels.take(factors, x.device) if x.dtype in (torch.float32, torch.bfloat16) else None
+
+
+def _winograd(weight: Tensor, stride: Pair) -> bool:
+    return weight.shape[:2] == (3, 3) and stride == (1, 1) and min(weight.shape[2:]) >= FEWEST
+
+
+def _shape(weight: Tensor) -> tuple[int, int, int, int]:
+    A, B, C, F = weight.shape
+    return A, B, C, F
+
+
+def _negative(border: Border) -> Border:
+    top, bottom, left, right = border
+    return -top, -bottom, -left, -right

@@ -1,0 +1,121 @@
+"""Layers one after another, and connections that carry their input past them. Knows which neighbours are computed at once, not how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from core.nn.activation import ReLU, masked
+from core.nn.conv import Conv2d
+from core.nn.module import Module, Tape, finished
+
+
+class _Link(NamedTuple):
+    layer: Module
+    relu: bool
+    """A ReLU stands behind the layer, a convolution, and is computed with it."""
+
+
+class Sequential(Module):
+    """`y = fn(... f2(f1(x)))`.
+
+    A ReLU behind a convolution is applied before the convolution's one store; its derivative, when the convolution behind it stores its
+    own. The tape and all derivatives are those of the layers one by one.
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        self.layers = layers
+        self._links: list[_Link] = []
+        for layer in layers:
+            if isinstance(layer, ReLU) and self._links and isinstance(self._links[-1].layer, Conv2d) and not self._links[-1].relu:
+                self._links[-1] = _Link(self._links[-1].layer, True)
+            else:
+                self._links.append(_Link(layer, False))
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        return self.forward_then(x, tape)
+
+    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        for i, link in enumerate(self._links):
+            if link.relu:
+                x = link.layer.forward_then(x, tape, None, True)
+                if tape is not None:
+                    tape.append(x)
+            elif i == len(self._links) - 1:
+                return link.layer.forward_then(x, tape, addend, relu)
+            else:
+                x = link.layer.forward(x, tape)
+        return finished(x, addend, relu)
+
+    def backward(self, dy: Tensor, tape: Tape) -> Tensor:
+        return self.backward_then(dy, tape)
+
+    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+        dy = self._backward_to_first(dy, tape)
+        return self._links[0].layer.backward_then(dy, tape, addend) if self._links else finished(dy, addend)
+
+    def derive(self, dy: Tensor, tape: Tape) -> None:
+        dy = self._backward_to_first(dy, tape)
+        for layer, _ in self._links[:1]:
+            layer.derive(dy, tape)
+
+    def _backward_to_first(self, dy: Tensor, tape: Tape) -> Tensor:
+        """The derivative by what the first layer put out before its ReLU."""
+        done = False  # the ReLU behind the layer, by the layer behind that
+        for i in reversed(range(len(self._links))):
+            layer, relu = self._links[i]
+            if relu:
+                y = tape.pop()
+                dy = dy if done else masked(dy, y)
+            if i == 0:
+                break
+            done = self._links[i - 1].relu and isinstance(layer, Conv2d)
+            dy = layer.backward_then(dy, tape, None, True) if isinstance(layer, Conv2d) and done else layer.backward(dy, tape)
+        return dy
+
+    def modules(self) -> Iterator[tuple[str, Module]]:
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        total = 0
+        for layer in self.layers:
+            reach, step = layer.reach(step)
+            total += reach
+        return total, step
+
+
+class Residual(Sequential):
+    """`y = x + f(x)`, `f` being the layers inside: a residual block (He et al. 2016), or a U-Net's level with an additive skip."""
+
+    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        return finished(super().forward_then(x, tape, x), addend, relu)
+
+    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+        # y = x + f(x)
+        return finished(super().backward_then(dy, tape, dy), addend)
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        return super().reach(step)[0], step
+
+
+class Concat(Sequential):
+    """`y = [x, f(x)]` side by side along the channels: a U-Net's level with a concatenating skip (Ronneberger et al. 2015)."""
+
+    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+        y = torch.cat((x, super().forward_then(x, tape)), 3)  # (N, H, W, C) -> (N, H, W, C + F)
+        if tape is not None:
+            tape.append(x.shape[3])
+        return finished(y, addend, relu)
+
+    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+        # y = [x, f(x)]
+        C = tape.pop()
+        return finished(super().backward_then(dy[..., C:], tape) + dy[..., :C], addend)
+
+    derive = Module.derive  # only `backward` knows that the layers get a part of dy
+
+    def reach(self, step: int = 1) -> tuple[int, int]:
+        return super().reach(step)[0], step
