@@ -22,7 +22,7 @@ from torch import Tensor
 
 from core import data, hardware, metrics, noise, weights
 from core.networks import MULTIPLE, correct, multiply_adds, unet
-from core.nn import L1, Adam, Module, Tape
+from core.nn import L1, Adam, Module, Tape, clip
 
 
 class TrainingError(RuntimeError):
@@ -42,6 +42,7 @@ class Recipe:
     lr: float = 1e-3
     warm_up: int = 200
     average: float = 0.999
+    clip: float = 0.3
     seed: int = 0
     initial: Path | None = None
     validation: Path | None = None
@@ -60,6 +61,8 @@ class Recipe:
             raise TrainingError(f"sigma (={self.sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps")
         if not self.lr > 0:
             raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
+        if not self.clip > 0:
+            raise TrainingError(f"clip (={self.clip}) must be above 0: try 0.3")
         if self.out.suffix != ".safetensors" or self.out.is_dir():
             raise TrainingError(f"out (={self.out}) must be a file that ends in .safetensors: try model.safetensors")
 
@@ -176,6 +179,7 @@ class _Run:
     def update(self, recipe: Recipe) -> None:
         """One step of Adam, and the moving average's; the average is shorter at the start, where weights change fast."""
         self.adam.lr = recipe.lr_at(self.step)
+        clip(self.network.param(), recipe.clip)
         self.network.train(self.adam)
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 9))
@@ -225,7 +229,8 @@ class _Run:
                 "pixels": self.step * recipe.batch * recipe.patch**2,
                 "batch": f"{recipe.batch} of {recipe.patch}x{recipe.patch}",
                 "loss": "L1",
-                "optimiser": f"Adam {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}",
+                "optimiser": f"Adam {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}, "
+                f"derivatives clipped to {recipe.clip:g}",
                 "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform",
                 "started from": recipe.initial.name if recipe.initial else "random weights",
                 "seed": recipe.seed,

@@ -10,7 +10,9 @@ import ctypes
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +36,36 @@ GRADIENT_TILES = 128
 
 class KernelError(RuntimeError):
     """CLEARFOLD_KERNEL asks for what this machine does not have; the message is for users."""
+
+
+class Ring(NamedTuple):
+    """`height` rows of a picture in memory that holds fewer than the picture has: row i lies at `data[:, (first + i) % R]`."""
+
+    data: Tensor  # (N, R, W, C), contiguous
+    first: int
+    height: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.data.shape[0], self.height, *self.data.shape[2:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
+    def rows(self) -> Tensor:
+        """(N, height, W, C), copied where the rows wrap around."""
+        room = self.data.shape[1] - self.first
+        if self.height <= room:
+            return self.data[:, self.first : self.first + self.height]
+        return torch.cat((self.data[:, self.first :], self.data[:, : self.height - room]), 1)
+
+    def put(self, rows: Tensor) -> None:
+        """Writes all of the ring's rows."""
+        room = self.data.shape[1] - self.first
+        self.data[:, self.first : self.first + self.height] = rows[:, :room]
+        if self.height > room:
+            self.data[:, : self.height - room] = rows[:, room:]
 
 
 class Kernels:
@@ -62,7 +94,7 @@ class Kernels:
 
     def convolve(
         self,
-        x: Tensor,
+        x: Tensor | Ring,
         packed: Tensor,
         shape: tuple[int, int, int, int],
         stride: Pair,
@@ -72,39 +104,36 @@ class Kernels:
         bias: Tensor | None = None,
         scale: int = 1,
         crop: Border = (0, 0, 0, 0),
-        addend: Tensor | None = None,
+        addends: Sequence[Tensor | Ring] = (),
         relu: bool = False,
         mask: Tensor | None = None,
-        dtype: torch.dtype | None = None,
+        out: Ring | None = None,
     ) -> Tensor:
-        """The convolution of `x` in its border, then depth-to-space by `scale` and a crop, then `+ addend`, ReLU, and zero where `mask` is
-        not above zero: (N, rows, columns, F / scale**2), of `dtype` or of that of `x`.
+        """The convolution of `x` in its border, then depth-to-space by `scale` and a crop, then `+` up to two addends, ReLU, and zero where
+        `mask` is not above zero: (N, rows, columns, F / scale**2), of the dtype of `x`; or the same written to `out`.
 
         shape: (A, B, C, F), of the weight that was packed.
         """
-        x = x.contiguous()
         N, H, W, C = x.shape
         A, B, _, F = shape
         Ho, Wo = (H + border[0] + border[1] - A) // stride[0] + 1, (W + border[2] + border[3] - B) // stride[1] + 1
         rows, columns = Ho * scale - crop[0] - crop[1], Wo * scale - crop[2] - crop[3]
-        y = torch.empty(N, rows, columns, F // scale**2, dtype=dtype or x.dtype)
-        bias = None if bias is None else bias.float()
-        addend, mask = (None if t is None else t.contiguous() for t in (addend, mask))
-        for t in (addend, mask):
-            if t is not None and t.shape != y.shape:
+        y = out or Ring(torch.empty(N, rows, columns, F // scale**2, dtype=x.dtype), 0, rows)
+        given = [_ring(t) for t in (x, *addends, *([] if mask is None else [mask]))]
+        for t in given[1:]:
+            if t.shape != y.shape:
                 raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
         self._run(
             "winograd" if winograd else "direct",
-            x=x, u=packed, bias=bias, addend=addend, mask=mask, y=y,
+            x=given[0], y=y, u=packed, bias=None if bias is None else bias.float(), mask=None if mask is None else given[-1],
+            addend=given[1] if addends else None, another=given[2] if len(addends) > 1 else None,
             N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, A=A, B=B, along_i=stride[0], along_j=stride[1], top=border[0], left=border[2],
-            scale=scale, crop_top=crop[0], crop_left=crop[2], rows=rows, columns=columns,
-            x_half=_half(x), y_half=_half(y), addend_half=_half(addend), mask_half=_half(mask), relu=relu,
+            scale=scale, crop_top=crop[0], crop_left=crop[2], rows=rows, columns=columns, relu=relu,
         )  # fmt: skip
-        return y
+        return y.data
 
     def weight_gradient(self, x: Tensor, dy: Tensor, border: Border) -> Tensor:
         """That of a 3x3 convolution of stride 1: (3, 3, C, F) in float32."""
-        x, dy = x.contiguous(), dy.contiguous()
         (N, H, W, C), (_, Ho, Wo, F) = x.shape, dy.shape
         Cp, Fp = _up(C, self.lanes), _up(F, self.lanes)
         tile_bytes = POINTS * (Cp + Fp) * self.factors.itemsize
@@ -113,14 +142,20 @@ class Kernels:
         du, dw = torch.empty(POINTS * Cp * Fp), torch.empty(3, 3, C, F)
         self._run(
             "winograd_gradient",
-            x=x, dy=dy, v=v, d=d, du=du, dw=dw,
-            N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], x_half=_half(x), dy_half=_half(dy), block=tiles,
+            x=_ring(x), dy=_ring(dy), v=v, d=d, du=du, dw=dw,
+            N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], block=tiles,
         )  # fmt: skip
         return dw
 
-    def _run(self, what: str, **fields: Tensor | int | bool | None) -> None:
-        given = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()}
-        self._call[what](ctypes.byref(_JOBS[what](**given, threads=torch.get_num_threads())))
+    def _run(self, what: str, **fields: Ring | Tensor | int | bool | None) -> None:
+        job = _JOBS[what](threads=torch.get_num_threads())
+        for name, value in fields.items():
+            if isinstance(value, Ring):
+                data = value.data
+                setattr(job, name, _Rows(data.data_ptr(), data.shape[1], value.first, data.dtype == torch.bfloat16))
+            elif value is not None:
+                setattr(job, name, value.data_ptr() if isinstance(value, Tensor) else value)
+        self._call[what](ctypes.byref(job))
 
 
 def take(factors: torch.dtype, device: torch.device) -> Kernels | None:
@@ -177,18 +212,22 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-def _job(pointers: str, numbers: str) -> type[ctypes.Structure]:
-    fields = [(name, ctypes.c_void_p) for name in pointers.split()] + [(name, ctypes.c_long) for name in numbers.split()]
-    return type("Job", (ctypes.Structure,), {"_fields_": fields})
+class _Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("rows", "first", "half"))]
 
 
-_WEIGHTS = _job("w u", "along_a along_b along_c along_f C F threads next")
+def _job(rows: str, pointers: str, numbers: str) -> type[ctypes.Structure]:
+    kinds = (_Rows, rows), (ctypes.c_void_p, pointers), (ctypes.c_long, numbers)
+    return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
+
+
+_WEIGHTS = _job("", "w u", "along_a along_b along_c along_f C F threads next")
 _CONVOLUTION = _job(
-    "x u bias addend mask y",
-    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns "
-    "x_half y_half addend_half mask_half relu threads block next",
+    "x y addend another mask",
+    "u bias",
+    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
 )
-_GRADIENT = _job("x dy v d du dw", "N H W C F Ho Wo top left x_half dy_half threads block first next")
+_GRADIENT = _job("x dy", "v d du dw", "N H W C F Ho Wo top left threads block first next")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
     "direct_weights": _WEIGHTS,
@@ -203,5 +242,5 @@ def _up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def _half(x: Tensor | None) -> bool:
-    return x is not None and x.dtype == torch.bfloat16
+def _ring(x: Tensor | Ring) -> Ring:
+    return x if isinstance(x, Ring) else Ring(x.contiguous(), 0, x.shape[1])

@@ -31,8 +31,9 @@ static void NAME(direct_body)(void *p) {
           continue;
         }
         memset(row, 0, from * C * sizeof(factor));
-        if (job->x_half) NAME(as_factors)(row + from * C, job->x, ((n * H + i + a) * W + j + from) * C, (to - from) * C, 1);
-        else NAME(as_factors)(row + from * C, job->x, ((n * H + i + a) * W + j + from) * C, (to - from) * C, 0);
+        long at = clearfold_row(&job->x, n, i + a, W * C) + (j + from) * C;
+        if (job->x.half) NAME(as_factors)(row + from * C, job->x.data, at, (to - from) * C, 1);
+        else NAME(as_factors)(row + from * C, job->x.data, at, (to - from) * C, 0);
         memset(row + to * C, 0, (B - to) * C * sizeof(factor));
       }
       memset(v + t * Kp + K, 0, (Kp - K) * sizeof(factor));

@@ -1,4 +1,11 @@
-/* What one call computes, as `core/kernels/__init__.py` fills it in. Sizes count elements, layouts are NHWC without gaps. */
+/* What one call computes, as `core/kernels/__init__.py` fills it in. Sizes count elements, layouts are NHWC. */
+
+/* Activations (N, rows, W, C). Row i of a picture lies at row (first + i) % rows: a whole picture (first = 0), or a ring of rows through
+ * which a larger one passes. */
+typedef struct {
+  void *data;
+  long rows, first, half; /* half: bfloat16, else float */
+} clearfold_rows;
 
 typedef struct {
   const float *w; /* read as w[a * along_a + b * along_b + c * along_c + f * along_f] */
@@ -7,20 +14,26 @@ typedef struct {
 } clearfold_weights;
 
 typedef struct {
-  const void *x; /* (N, H, W, C) */
+  clearfold_rows x;                         /* (N, H, W, C) */
+  clearfold_rows y;                         /* (N, rows, columns, F / (scale * scale)) */
+  clearfold_rows addend, another, mask;     /* as y; data is NULL where there is none */
   const void *u;
-  const float *bias;         /* (F) or NULL */
-  const void *addend, *mask; /* as y, or NULL */
-  void *y;                   /* (N, rows, columns, F / (scale * scale)) */
-  long N, H, W, C, F, Ho, Wo; /* Ho, Wo: the convolution's own output */
-  long A, B, along_i, along_j, top, left; /* kernel, stride, border */
+  const float *bias;                        /* (F) or NULL */
+  long N, H, W, C, F, Ho, Wo;               /* Ho, Wo: the convolution's own output */
+  long A, B, along_i, along_j, top, left;   /* kernel, stride, border */
   long scale, crop_top, crop_left, rows, columns; /* depth-to-space, and what is kept of it */
-  long x_half, y_half, addend_half, mask_half, relu, threads, block, next;
+  long relu, threads, block, next;
 } clearfold_convolution;
 
 typedef struct {
-  const void *x, *dy; /* (N, H, W, C), (N, Ho, Wo, F) */
-  void *v, *d;        /* room for `block` tiles at 36 points */
-  float *du, *dw;     /* room for 36 points; (3, 3, C, F) */
-  long N, H, W, C, F, Ho, Wo, top, left, x_half, dy_half, threads, block, first, next;
+  clearfold_rows x, dy; /* (N, H, W, C), (N, Ho, Wo, F) */
+  void *v, *d;          /* room for `block` tiles at 36 points */
+  float *du, *dw;       /* room for 36 points; (3, 3, C, F) */
+  long N, H, W, C, F, Ho, Wo, top, left, threads, block, first, next;
 } clearfold_gradient;
+
+/* Where row i of picture n begins, in elements. */
+static inline long clearfold_row(const clearfold_rows *x, long n, long i, long width) {
+  long at = x->first + i;
+  return (n * x->rows + (at < x->rows ? at : at - x->rows)) * width;
+}

@@ -39,29 +39,59 @@ static void NAME(product)(const factor *v, long row, const factor *u, long C, fl
   }
 }
 
-/* Bias, addend, ReLU and mask, in this order, for the n channels from f of one pixel, which lie at `at` in y. */
-INLINE void NAME(finish_at)(const clearfold_convolution *job, vec sum, long at, long f, long n) {
+/* Bias, addends, ReLU and mask, in this order, for n channels from f of one pixel; `row` and `at` are its row and its place in the row. */
+INLINE void NAME(finish_at)(const clearfold_convolution *job, vec sum, long picture, long row, long at, long f, long n) {
+  long width = job->columns * (job->F / (job->scale * job->scale));
   if (job->bias) sum = add(sum, load_n(job->bias + f, n));
-  if (job->addend) sum = add(sum, load_any(job->addend, at, n, job->addend_half));
+  if (job->addend.data) sum = add(sum, load_any(job->addend.data, clearfold_row(&job->addend, picture, row, width) + at, n, job->addend.half));
+  if (job->another.data) sum = add(sum, load_any(job->another.data, clearfold_row(&job->another, picture, row, width) + at, n, job->another.half));
   if (job->relu) sum = relu(sum);
-  if (job->mask) sum = where_positive(load_any(job->mask, at, n, job->mask_half), sum);
-  store_any(job->y, at, sum, n, job->y_half);
+  if (job->mask.data) sum = where_positive(load_any(job->mask.data, clearfold_row(&job->mask, picture, row, width) + at, n, job->mask.half), sum);
+  store_any(job->y.data, clearfold_row(&job->y, picture, row, width) + at, sum, n, job->y.half);
 }
 
-/* The sums of channels f..f+n of output (n, i, j), stored where depth-to-space by `scale` and a crop put them. */
+/* Does output (i, j) lie at (i, j)? */
+INLINE int NAME(is_plain)(const clearfold_convolution *job) {
+  return job->scale == 1 && !job->crop_top && !job->crop_left && job->rows == job->Ho && job->columns == job->Wo;
+}
+
+/* The sums of channels f..f+n of output (i, j), stored where depth-to-space by `scale` and a crop put them. */
 INLINE void NAME(finish)(const clearfold_convolution *job, vec sum, long picture, long i, long j, long f, long n) {
-  long S = job->scale, C = job->F / (S * S), phase = f / C, first = f - phase * C;
-  if (S > 1 && first + n > C) { /* more than one phase in a vector: channel by channel */
-    float lanes[VW];
-    store(lanes, sum);
-    for (long l = 0; l < n; l++) {
-      long one = f + l, r = one / C / S, q = one / C % S, row = i * S + r - job->crop_top, column = j * S + q - job->crop_left;
-      if (row < 0 || row >= job->rows || column < 0 || column >= job->columns) continue;
-      NAME(finish_at)(job, load_n(lanes + l, 1), ((picture * job->rows + row) * job->columns + column) * C + one % C, one, 1);
-    }
+  long S = job->scale;
+  if (NAME(is_plain)(job)) {
+    NAME(finish_at)(job, sum, picture, i, j * job->F + f, f, n);
     return;
   }
-  long row = i * S + phase / S - job->crop_top, column = j * S + phase % S - job->crop_left;
-  if (row < 0 || row >= job->rows || column < 0 || column >= job->columns) return;
-  NAME(finish_at)(job, sum, ((picture * job->rows + row) * job->columns + column) * C + first, f, n);
+  long C = job->F / (S * S);
+  float lanes[VW];
+  if (f / C != (f + n - 1) / C) store(lanes, sum);
+  for (long done = 0; done < n;) { /* a vector may hold several phases */
+    long phase = (f + done) / C, first = f + done - phase * C, run = C - first < n - done ? C - first : n - done;
+    long row = i * S + phase / S - job->crop_top, column = j * S + phase % S - job->crop_left;
+    if (row >= 0 && row < job->rows && column >= 0 && column < job->columns)
+      NAME(finish_at)(job, run == n ? sum : load_n(lanes + done, run), picture, row, column * C + first, f + done, run);
+    done += run;
+  }
+}
+
+/* `finish` for a plain job: four neighbours of a row, a whole vector of channels from f; `bias` is that of the channels, or zeros. */
+INLINE void NAME(finish_run)(const clearfold_convolution *job, vec y[4], vec bias, long picture, long row, long column, long f) {
+  long F = job->F, width = job->Wo * F, at = column * F + f;
+  for (int b = 0; b < 4; b++) y[b] = add(y[b], bias);
+  if (job->addend.data) {
+    long from = clearfold_row(&job->addend, picture, row, width) + at;
+    for (int b = 0; b < 4; b++) y[b] = add(y[b], load_any(job->addend.data, from + b * F, VW, job->addend.half));
+  }
+  if (job->another.data) {
+    long from = clearfold_row(&job->another, picture, row, width) + at;
+    for (int b = 0; b < 4; b++) y[b] = add(y[b], load_any(job->another.data, from + b * F, VW, job->another.half));
+  }
+  if (job->relu)
+    for (int b = 0; b < 4; b++) y[b] = relu(y[b]);
+  if (job->mask.data) {
+    long from = clearfold_row(&job->mask, picture, row, width) + at;
+    for (int b = 0; b < 4; b++) y[b] = where_positive(load_any(job->mask.data, from + b * F, VW, job->mask.half), y[b]);
+  }
+  long to = clearfold_row(&job->y, picture, row, width) + at;
+  for (int b = 0; b < 4; b++) store_any(job->y.data, to + b * F, y[b], VW, job->y.half);
 }

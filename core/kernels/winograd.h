@@ -27,35 +27,35 @@ static const float G[WINDOW][3] = {
     {0, 0, 1},
 };
 
-/* Bt: six values of one line -> its values at the six points. */
-INLINE void to_points(const vec d[WINDOW], vec v[WINDOW]) {
-  vec even, odd;
-  v[0] = fma_(all(PP * QQ), d[0], fnma_(all(PP + QQ), d[2], d[4]));
-  even = fnma_(all(QQ), d[2], d[4]), odd = fnma_(all(QQ), d[1], d[3]);
-  v[1] = fma_(all(P), odd, even), v[2] = fnma_(all(P), odd, even);
-  even = fnma_(all(PP), d[2], d[4]), odd = fnma_(all(PP), d[1], d[3]);
-  v[3] = fma_(all(Q), odd, even), v[4] = fnma_(all(Q), odd, even);
-  v[5] = fma_(all(PP * QQ), d[1], fnma_(all(PP + QQ), d[3], d[5]));
+/* Bt: six values of one line, `from` apart, -> its values at the six points, `to` apart. */
+INLINE void to_points(const vec *d, int from, vec *v, int to) {
+  vec even, odd, d0 = d[0], d1 = d[from], d2 = d[2 * from], d3 = d[3 * from], d4 = d[4 * from], d5 = d[5 * from];
+  v[0] = fma_(all(PP * QQ), d0, fnma_(all(PP + QQ), d2, d4));
+  even = fnma_(all(QQ), d2, d4), odd = fnma_(all(QQ), d1, d3);
+  v[to] = fma_(all(P), odd, even), v[2 * to] = fnma_(all(P), odd, even);
+  even = fnma_(all(PP), d2, d4), odd = fnma_(all(PP), d1, d3);
+  v[3 * to] = fma_(all(Q), odd, even), v[4 * to] = fnma_(all(Q), odd, even);
+  v[5 * to] = fma_(all(PP * QQ), d1, fnma_(all(PP + QQ), d3, d5));
 }
 
 /* At: values at the six points -> four outputs. */
-INLINE void from_points(const vec m[WINDOW], vec y[TILE]) {
-  vec s = add(m[1], m[2]), d = sub(m[1], m[2]), t = add(m[3], m[4]), e = sub(m[3], m[4]);
+INLINE void from_points(const vec *m, int from, vec *y, int to) {
+  vec s = add(m[from], m[2 * from]), d = sub(m[from], m[2 * from]), t = add(m[3 * from], m[4 * from]), e = sub(m[3 * from], m[4 * from]);
   y[0] = add(m[0], add(s, t));
-  y[1] = fma_(all(P), d, mul(all(Q), e));
-  y[2] = fma_(all(PP), s, mul(all(QQ), t));
-  y[3] = fma_(all(PP * P), d, fma_(all(QQ * Q), e, m[5]));
+  y[to] = fma_(all(P), d, mul(all(Q), e));
+  y[2 * to] = fma_(all(PP), s, mul(all(QQ), t));
+  y[3 * to] = fma_(all(PP * P), d, fma_(all(QQ * Q), e, m[5 * from]));
 }
 
 /* A, the adjoint of At: derivatives of four outputs -> derivatives of the values at the six points. */
-INLINE void to_points_adjoint(const vec y[TILE], vec m[WINDOW]) {
-  vec even, odd;
-  m[0] = y[0];
-  even = fma_(all(PP), y[2], y[0]), odd = fma_(all(PP), y[3], y[1]);
-  m[1] = fma_(all(P), odd, even), m[2] = fnma_(all(P), odd, even);
-  even = fma_(all(QQ), y[2], y[0]), odd = fma_(all(QQ), y[3], y[1]);
-  m[3] = fma_(all(Q), odd, even), m[4] = fnma_(all(Q), odd, even);
-  m[5] = y[3];
+INLINE void to_points_adjoint(const vec *y, int from, vec *m, int to) {
+  vec even, odd, y0 = y[0], y1 = y[from], y2 = y[2 * from], y3 = y[3 * from];
+  m[0] = y0;
+  even = fma_(all(PP), y2, y0), odd = fma_(all(PP), y3, y1);
+  m[to] = fma_(all(P), odd, even), m[2 * to] = fnma_(all(P), odd, even);
+  even = fma_(all(QQ), y2, y0), odd = fma_(all(QQ), y3, y1);
+  m[3 * to] = fma_(all(Q), odd, even), m[4 * to] = fnma_(all(Q), odd, even);
+  m[5 * to] = y3;
 }
 
 /* One tile's place: picture n, and its first output row and column. */
@@ -65,34 +65,32 @@ INLINE place place_of(long tile, long across, long down) {
   return (place){tile / (across * down), tile / across % down * TILE, tile % across * TILE};
 }
 
-/* SIZE x SIZE pixels of channels c..c+VW from row i, column j of picture n of x (N, H, W, C), zeros outside of it. */
-#define CUT(SIZE)                                                                                                                       \
-  INLINE void NAME(cut_##SIZE)(const void *x, int half, long H, long W, long C, long n, long i, long j, long c, vec out[SIZE * SIZE]) { \
-    long first = ((n * H + i) * W + j) * C + c, lanes = C - c;                                                                          \
-    if (i >= 0 && j >= 0 && i + SIZE <= H && j + SIZE <= W && lanes >= VW) {                                                            \
-      for (int a = 0; a < SIZE; a++)                                                                                                    \
-        for (int b = 0; b < SIZE; b++) out[a * SIZE + b] = load_any(x, first + (a * W + b) * C, VW, half);                              \
-    } else {                                                                                                                            \
-      for (int a = 0; a < SIZE; a++)                                                                                                    \
-        for (int b = 0; b < SIZE; b++)                                                                                                  \
-          out[a * SIZE + b] = i + a < 0 || i + a >= H || j + b < 0 || j + b >= W ? zero() : load_any(x, first + (a * W + b) * C, lanes, half); \
-    }                                                                                                                                   \
-  }
-CUT(6)
-CUT(4)
-
-INLINE void transposed(const vec *in, long rows, long columns, vec *out) {
-  for (long i = 0; i < rows; i++)
-    for (long j = 0; j < columns; j++) out[j * rows + i] = in[i * columns + j];
+/* Pixel (a, b) of a window from row i, column j of picture n of x (N, H, W, C): channels c..c+VW, zeros outside of the picture. */
+INLINE vec NAME(pixel)(const clearfold_rows *x, int half, long H, long W, long C, long n, long i, long j, long c) {
+  if (i < 0 || i >= H || j < 0 || j >= W) return zero();
+  return load_any(x->data, clearfold_row(x, n, i, W * C) + j * C + c, C - c, half);
 }
 
-/* A 6x6 window at all 36 points: v[i * 6 + j] = (Bt d B)[i][j]. */
-INLINE void window_at_points(const vec d[POINTS], vec v[POINTS]) {
-  vec t[POINTS], u[POINTS];
-  for (int a = 0; a < WINDOW; a++) to_points(d + a * WINDOW, t + a * WINDOW); /* d B */
-  transposed(t, WINDOW, WINDOW, u);
-  for (int j = 0; j < WINDOW; j++) to_points(u + j * WINDOW, t + j * WINDOW);
-  transposed(t, WINDOW, WINDOW, v);
+/* A 6x6 window at all 36 points, v[i * 6 + j] = (Bt d B)[i][j], for the channels c..c+VW. */
+INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, long W, long C, place at, long c, vec v[POINTS]) {
+  vec t[POINTS], d[WINDOW];
+  if (at.i >= 0 && at.j >= 0 && at.i + WINDOW <= H && at.j + WINDOW <= W && c + VW <= C) {
+    long rows[WINDOW];
+    for (int a = 0; a < WINDOW; a++) rows[a] = clearfold_row(x, at.n, at.i + a, W * C) + at.j * C + c;
+#pragma GCC unroll 6
+    for (int b = 0; b < WINDOW; b++) {
+#pragma GCC unroll 6
+      for (int a = 0; a < WINDOW; a++) d[a] = load_any(x->data, rows[a] + b * C, VW, half);
+      to_points(d, 1, t + b, WINDOW);
+    }
+  } else {
+    for (int b = 0; b < WINDOW; b++) {
+      for (int a = 0; a < WINDOW; a++) d[a] = NAME(pixel)(x, half, H, W, C, at.n, at.i + a, at.j + b, c);
+      to_points(d, 1, t + b, WINDOW);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < WINDOW; i++) to_points(t + i * WINDOW, 1, v + i * WINDOW, 1);
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------------------------- */
@@ -136,15 +134,27 @@ void NAME(winograd_weights)(clearfold_weights *job) {
 /* ---- forward, and the data gradient, which is the same with the weights turned ---------------------------------------------------- */
 
 INLINE void NAME(finish_tile)(const clearfold_convolution *job, const float *m, long point, place to, long f) {
-  vec line[POINTS], t[WINDOW * TILE], u[WINDOW * TILE];
-  for (int k = 0; k < POINTS; k++) line[k] = load(m + k * point);
-  for (int i = 0; i < WINDOW; i++) from_points(line + i * WINDOW, t + i * TILE);
-  transposed(t, WINDOW, TILE, u);
-  for (int b = 0; b < TILE; b++) from_points(u + b * WINDOW, t + b * TILE);
+  vec t[TILE * WINDOW], y[TILE], line[WINDOW];
+#pragma GCC unroll 6
+  for (int j = 0; j < WINDOW; j++) {
+#pragma GCC unroll 6
+    for (int i = 0; i < WINDOW; i++) line[i] = load(m + (i * WINDOW + j) * point);
+    from_points(line, 1, t + j, WINDOW);
+  }
   long n = job->F - f < VW ? job->F - f : VW, down = job->Ho - to.i, across = job->Wo - to.j;
-  for (int a = 0; a < TILE && a < down; a++)
-    for (int b = 0; b < TILE && b < across; b++)
-      NAME(finish)(job, t[b * TILE + a], to.n, to.i + a, to.j + b, f, n);
+  if (n == VW && down >= TILE && across >= TILE && NAME(is_plain)(job)) {
+    vec bias = job->bias ? load(job->bias + f) : zero();
+#pragma GCC unroll 4
+    for (int a = 0; a < TILE; a++) {
+      from_points(t + a * WINDOW, 1, y, 1);
+      NAME(finish_run)(job, y, bias, to.n, to.i + a, to.j, f);
+    }
+  } else {
+    for (int a = 0; a < TILE && a < down; a++) {
+      from_points(t + a * WINDOW, 1, y, 1);
+      for (int b = 0; b < TILE && b < across; b++) NAME(finish)(job, y[b], to.n, to.i + a, to.j + b, f, n);
+    }
+  }
 }
 
 static void NAME(winograd_body)(void *p) {
@@ -161,11 +171,12 @@ static void NAME(winograd_body)(void *p) {
     long count = tiles - first < T ? tiles - first : T;
     for (long t = 0; t < count; t++) {
       place at = place_of(first + t, across, down);
+      at.i -= job->top, at.j -= job->left;
       for (long c = 0; c < Cp; c += VW) {
-        vec d[POINTS], w[POINTS];
-        if (job->x_half) NAME(cut_6)(job->x, 1, job->H, job->W, C, at.n, at.i - job->top, at.j - job->left, c, d);
-        else NAME(cut_6)(job->x, 0, job->H, job->W, C, at.n, at.i - job->top, at.j - job->left, c, d);
-        window_at_points(d, w);
+        vec w[POINTS];
+        if (job->x.half) NAME(window_at_points)(&job->x, 1, job->H, job->W, C, at, c, w);
+        else NAME(window_at_points)(&job->x, 0, job->H, job->W, C, at, c, w);
+#pragma GCC unroll 36
         for (int k = 0; k < POINTS; k++) store_factors(v + k * point_v + t * Cp + c, w[k]);
       }
     }
@@ -205,14 +216,14 @@ static void NAME(gradient_points_body)(void *p) {
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
   factor *v = job->v, *d = job->d;
   for (long t; (t = clearfold_next(&job->next, T / PAIR)) >= 0;) {
-    vec both[2][POINTS], w[POINTS];
+    vec both[2][POINTS];
     for (long c = 0; c < Cp; c += VW) {
       for (int q = 0; q < PAIR; q++) {
         long tile = job->first + t * PAIR + q;
         place at = place_of(tile, across, down);
         if (tile >= tiles) { for (int k = 0; k < POINTS; k++) both[q][k] = zero(); continue; }
-        NAME(cut_6)(job->x, job->x_half, job->H, job->W, job->C, at.n, at.i - job->top, at.j - job->left, c, w);
-        window_at_points(w, both[q]);
+        at.i -= job->top, at.j -= job->left;
+        NAME(window_at_points)(&job->x, job->x.half, job->H, job->W, job->C, at, c, both[q]);
       }
       for (int k = 0; k < POINTS; k++) store_pair(v + ((k * Cp + c) * T + t * VW * PAIR), both[0][k], both[PAIR - 1][k]);
     }
@@ -221,12 +232,13 @@ static void NAME(gradient_points_body)(void *p) {
         long tile = job->first + t * PAIR + q;
         place at = place_of(tile, across, down);
         if (tile >= tiles) { for (int k = 0; k < POINTS; k++) both[q][k] = zero(); continue; }
-        vec y[TILE * TILE], h[TILE * WINDOW], g[WINDOW * TILE];
-        NAME(cut_4)(job->dy, job->dy_half, job->Ho, job->Wo, job->F, at.n, at.i, at.j, f, y);
-        for (int a = 0; a < TILE; a++) to_points_adjoint(y + a * TILE, h + a * WINDOW);
-        transposed(h, TILE, WINDOW, g);
-        for (int j = 0; j < WINDOW; j++) to_points_adjoint(g + j * TILE, w + j * WINDOW);
-        transposed(w, WINDOW, WINDOW, both[q]);
+        vec y[TILE], h[WINDOW * TILE];
+        for (int b = 0; b < TILE; b++) {
+          for (int a = 0; a < TILE; a++) y[a] = NAME(pixel)(&job->dy, job->dy.half, job->Ho, job->Wo, job->F, at.n, at.i + a, at.j + b, f);
+          to_points_adjoint(y, 1, h + b, TILE);
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < WINDOW; i++) to_points_adjoint(h + i * TILE, 1, both[q] + i * WINDOW, 1);
       }
       for (int k = 0; k < POINTS; k++) store_pair(d + ((k * Fp + f) * T + t * VW * PAIR), both[0][k], both[PAIR - 1][k]);
     }

@@ -54,7 +54,7 @@ class Conv2d(Module):
         if tape is not None:
             tape.append(x)
         return convolution.convolve(
-            x, self.weight, self.bias, self.stride, self._border(), factors=self.factors, addend=addend, relu=relu, packs=self.packs
+            x, self.weight, self.bias, self.stride, self._border(), factors=self.factors, addends=_some(addend), relu=relu, packs=self.packs
         )
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
@@ -70,7 +70,7 @@ class Conv2d(Module):
             self._border(),
             (x.shape[1], x.shape[2]),
             factors=self.factors,
-            addend=addend,
+            addends=_some(addend),
             mask=x if rectified else None,
             packs=self.packs,
         )
@@ -144,7 +144,7 @@ class Upsampling(Conv2d):
         (S, T), (H, W) = self.scale, self._size(x)
         crop = 0, -H % S, 0, -W % T
         return convolution.convolve(
-            x, small, bias, (1, 1), self._border_of(x), factors=self.factors, scale=self.scale, crop=crop, addend=addend, relu=relu
+            x, small, bias, (1, 1), self._border_of(x), factors=self.factors, scale=self.scale, crop=crop, addends=_some(addend), relu=relu
         )
 
     def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None, rectified: bool = False) -> Tensor:
@@ -160,7 +160,7 @@ class Upsampling(Conv2d):
             self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
         mask = x if rectified else None
         return convolution.data_gradient(
-            dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addend=addend, mask=mask
+            dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addends=_some(addend), mask=mask
         )
 
     derive = Module.derive  # not Conv2d's, which knows of no phases
@@ -206,5 +206,5 @@ def _pair(name: str, size: Size, least: int) -> Pair:
     return pair
 
 
-def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(x.dtype)
+def _some(x: Tensor | None) -> list[Tensor]:
+    return [] if x is None else [x]

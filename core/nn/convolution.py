@@ -5,10 +5,13 @@ The seam between the layers and the hardware. Knows nothing of layers or tapes, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from core import kernels
+from core.kernels import Ring
 from core.nn import products
 from core.nn.activation import masked
 from core.nn.module import finished
@@ -30,7 +33,7 @@ class Packs:
 
 
 def convolve(
-    x: Tensor,
+    x: Tensor | Ring,
     weight: Tensor,
     bias: Tensor | None,
     stride: Pair,
@@ -39,15 +42,16 @@ def convolve(
     factors: torch.dtype | None = None,
     scale: Pair = (1, 1),
     crop: Border = NO_BORDER,
-    addend: Tensor | None = None,
+    addends: Sequence[Tensor | Ring] = (),
     relu: bool = False,
     mask: Tensor | None = None,
     packs: Packs | None = None,
+    out: Ring | None = None,
 ) -> Tensor:
-    """`products.convolve`, then depth-to-space by `scale` and a crop, `+ addend`, ReLU, and zeros where `mask` is not above zero.
+    """`products.convolve`, then depth-to-space by `scale` and a crop, `+` up to two addends, ReLU, and 0 where `mask` is not above 0.
 
     factors: the dtype in which numbers are multiplied, or None for that of `x`; the result has the dtype of `x`. packs: where the layer
-    keeps its weights prepared, or None to prepare them for this call alone.
+    keeps its weights prepared, or None to prepare them for this call alone. out: where the result is written, else it is returned.
     """
     factors = factors or x.dtype
     kernel = _kernel(x, factors) if scale[0] == scale[1] else None
@@ -64,15 +68,25 @@ def convolve(
             bias=bias,
             scale=scale[0],
             crop=crop,
-            addend=addend,
+            addends=addends,
             relu=relu,
             mask=mask,
+            out=out,
         )
+    x = x.rows() if isinstance(x, Ring) else x
     y = products.convolve(x, weight.to(factors), None if bias is None else bias.to(factors), stride, border)
     if scale != (1, 1):
         y = products.depth_to_space(y, scale)
-    y = finished(products.pad(y, _negative(crop)) if any(crop) else y, addend, relu)
-    return y if mask is None else masked(y, mask)
+    if any(crop):
+        y = products.pad(y, _negative(crop))
+    for addend in addends:
+        y = finished(y, addend.rows() if isinstance(addend, Ring) else addend)
+    y = finished(y, None, relu)
+    if mask is not None:
+        y = masked(y, mask)
+    if out is not None:
+        out.put(y)
+    return y
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None) -> Tensor:
@@ -92,27 +106,27 @@ def data_gradient(
     size: Pair,
     *,
     factors: torch.dtype | None = None,
-    addend: Tensor | None = None,
+    addends: Sequence[Tensor] = (),
     mask: Tensor | None = None,
     packs: Packs | None = None,
 ) -> Tensor:
-    """The derivative of `convolve` by `x`, (N, *size, C), `+ addend`, and zero where `mask` is not above zero."""
+    """The derivative of `convolve` by `x`, (N, *size, C), `+` up to two addends, and zero where `mask` is not above zero."""
     own = _kernel(dy, factors or dy.dtype)
     around, crop = products.transposed_border((weight.shape[0], weight.shape[1]), stride, border, size, (dy.shape[1], dy.shape[2]))
     if own is not None and _winograd(weight, stride):
         packed = (packs or Packs()).get(own, weight, True, turned=True)
         A, B, C, F = weight.shape
-        return own.convolve(dy, packed, (A, B, F, C), stride, around, winograd=True, crop=crop, addend=addend, mask=mask)
+        return own.convolve(dy, packed, (A, B, F, C), stride, around, winograd=True, crop=crop, addends=addends, mask=mask)
     turned = products.transposed(weight, stride)
-    return convolve(dy, turned, None, (1, 1), around, factors=factors, scale=stride, crop=crop, addend=addend, mask=mask)
+    return convolve(dy, turned, None, (1, 1), around, factors=factors, scale=stride, crop=crop, addends=addends, mask=mask)
 
 
 FEWEST = 12
 """Channels in and out from which F(4x4, 3x3) is the faster way."""
 
 
-def _kernel(x: Tensor, factors: torch.dtype) -> kernels.Kernels | None:
-    return kernels.take(factors, x.device) if x.dtype in (torch.float32, torch.bfloat16) else None
+def _kernel(x: Tensor | Ring, factors: torch.dtype) -> kernels.Kernels | None:
+    return kernels.take(factors, x.data.device) if x.dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _winograd(weight: Tensor, stride: Pair) -> bool:

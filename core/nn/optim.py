@@ -10,6 +10,18 @@ from torch import Tensor
 from core.nn.module import Parameter
 
 
+def clip(parameters: Sequence[Parameter], longest: float) -> None:
+    """Shortens all derivatives together, in place, to a Euclidean norm of at most `longest` (Pascanu et al. 2013).
+
+    One strange batch can give derivatives a hundred times the usual; Adam would remember them for a thousand steps.
+    """
+    derivatives = [derivative for _, _, derivative in _derived(parameters)]
+    norm = torch.stack([derivative.norm() for derivative in derivatives]).norm()
+    shorten = (longest / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+    for derivative in derivatives:
+        derivative.mul_(shorten)
+
+
 class SGD:
     """Plain gradient descent: `value -= lr * derivative`."""
 

@@ -99,13 +99,13 @@ def test_any_border_of_the_fast_3x3_equals_torchs(own: Kernels, border: Border, 
 @pytest.mark.parametrize("winograd", [True, False], ids=["F(4x4, 3x3)", "direct"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("F", [16, 20], ids=["whole vectors", "a tail"])
-def test_addend_relu_and_mask_are_applied_in_this_order(
+def test_addends_relu_and_mask_are_applied_in_this_order(
     own: Kernels, winograd: bool, dtype: torch.dtype, F: int, generator: torch.Generator
 ) -> None:
     x, weight, bias = made(generator, 2, 9, 6, 16, F, (3, 3))
-    addend, mask = (torch.randn(2, 9, 6, F, generator=generator).to(dtype) for _ in range(2))
-    y = run(own, x.to(dtype), weight, (1, 1), SAME, winograd, bias=bias, addend=addend, relu=True, mask=mask)
-    expected = (convolution(x.to(dtype), weight, bias, (1, 1), SAME) + addend).relu() * (mask > 0)
+    addend, another, mask = (torch.randn(2, 9, 6, F, generator=generator).to(dtype) for _ in range(3))
+    y = run(own, x.to(dtype), weight, (1, 1), SAME, winograd, bias=bias, addends=[addend, another], relu=True, mask=mask)
+    expected = (convolution(x.to(dtype), weight, bias, (1, 1), SAME) + addend + another).relu() * (mask > 0)
     assert y.dtype == dtype
     assert_near(own, y, expected.to(dtype))
     assert torch.equal(y == 0, (y == 0) | (mask <= 0))

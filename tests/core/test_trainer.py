@@ -102,7 +102,7 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
             "pixels": 2 * 2 * 16 * 16,
             "batch": "2 of 16x16",
             "loss": "L1",
-            "optimiser": "Adam 0.001, warm-up over 2 steps, cosine decay, moving average 0.999",
+            "optimiser": "Adam 0.001, warm-up over 2 steps, cosine decay, moving average 0.999, derivatives clipped to 0.3",
             "noise": "Gaussian, sigma 0 to 55 in 8-bit steps, uniform",
             "started from": "random weights",
             "seed": 0,
@@ -277,6 +277,10 @@ class TestOnASmallNetwork:
         moved = [(now[f"now.{p.name}"] - p.value).abs().max() for p in small(torch.Generator().manual_seed(0)).param()]
         assert max(moved).item() == pytest.approx(0.01 / 4, rel=1e-3)  # Adam's first step is the learning rate itself
 
+    def test_derivatives_are_clipped_before_the_weights_move(self, recipe: Make) -> None:
+        whole = run(recipe(clip=1e9, steps=2))
+        assert run(recipe(clip=1e-30, steps=2))[1].loss != whole[1].loss  # so short that Adam's epsilon keeps the weights where they are
+
     def test_the_moving_average_is_of_all_weights_so_far(self, recipe: Make) -> None:
         run_until(1, recipe())
         first = load_file(recipe().checkpoint)
@@ -430,6 +434,8 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
     for lr in (0.0, -1.0, math.nan):
         yield {"lr": lr}, f"lr (={lr}) must be above 0: try 1e-3"
+    for clip in (0.0, -1.0, math.nan):
+        yield {"clip": clip}, f"clip (={clip}) must be above 0: try 0.3"
     for out in ("model", "model.md", "model.checkpoint"):
         yield {"out": Path(out)}, f"out (={out}) must be a file that ends in .safetensors: try model.safetensors"
 

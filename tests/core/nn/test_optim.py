@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import SGD, Adam, Parameter
+from core.nn import SGD, Adam, Parameter, clip
 from tests.core.nn.errors import refused
 
 
@@ -90,3 +90,17 @@ def test_weights_keep_their_dtype_whatever_the_derivatives(rule: SGD | Adam) -> 
 def test_a_rate_must_be_above_zero(rule: type[SGD], lr: float) -> None:
     with refused(f"lr (={lr}) must be above 0"):
         rule(lr)
+
+
+@pytest.mark.parametrize(("longest", "length"), [(10.0, 5.0), (5.0, 5.0), (1.0, 1.0)])
+def test_derivatives_are_shortened_together_and_never_lengthened(longest: float, length: float) -> None:
+    parameters = [Parameter("a", torch.zeros(2), torch.tensor([3.0, 0.0])), Parameter("b", torch.zeros(1, 1), torch.tensor([[-4.0]]))]
+    clip(parameters, longest)
+    got = torch.cat([p.derivative.flatten() for p in parameters if p.derivative is not None])
+    torch.testing.assert_close(got, torch.tensor([3.0, 0.0, -4.0]) * length / 5)
+
+
+def test_derivatives_that_are_all_zero_stay_so() -> None:
+    parameters = [Parameter("a", torch.zeros(2), torch.zeros(2))]
+    clip(parameters, 1.0)
+    assert torch.equal(parameters[0].derivative, torch.zeros(2))  # type: ignore[arg-type]

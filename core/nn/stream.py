@@ -1,0 +1,184 @@
+"""A picture through a network strip by strip, so that memory does not grow with its height and nothing is computed twice.
+
+Each layer takes rows as soon as the one before has made them, and of its input only the rows are kept that somebody still needs: a 3x3
+convolution's two, a skip's until its other end has caught up. Strips stay in the processor's cache from layer to layer, and the result
+is that of the whole picture at once, to the bit: strips end where the tiles of a convolution do.
+
+Knows how far each layer looks; nothing of what it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from core.kernels import Ring
+from core.nn import convolution
+from core.nn.activation import ReLU, Sigmoid
+from core.nn.conv import Conv2d, Upsampling
+from core.nn.module import Module, finished
+from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
+from core.nn.sequential import Residual, Sequential
+
+ALIGNED = 4
+"""Strips of a convolution's output end at multiples of this many rows, as F(4x4, 3x3) computes them."""
+
+
+class Rows:
+    """The rows of one picture, of which those are kept that a reader still needs."""
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        self.height, self.width, self.channels = height, width, channels
+        self.stop = 0
+        """Rows that were written so far."""
+        self.needed: list[int] = []
+        """For each reader, the first row that it will read again."""
+        self.data: Tensor | None = None
+
+    def reader(self) -> int:
+        self.needed.append(0)
+        return len(self.needed) - 1
+
+    def write(self, count: int, like: Tensor) -> Ring:
+        """Room for the next `count` rows."""
+        first = min(self.needed, default=self.stop)
+        needed = self.stop + count - first
+        if self.data is None or self.data.shape[1] < needed:
+            old = None if self.data is None or first == self.stop else self.read(first, self.stop).rows()
+            self.data = torch.empty(1, needed, self.width, self.channels, dtype=like.dtype, device=like.device)
+            if old is not None:
+                Ring(self.data, first % needed, self.stop - first).put(old)
+        self.stop += count
+        return Ring(self.data, (self.stop - count) % self.data.shape[1], count)
+
+    def read(self, first: int, stop: int) -> Ring:
+        assert self.data is not None
+        return Ring(self.data, first % self.data.shape[1], stop - first)
+
+
+class Stream:
+    """One picture's way through a network: `push` strip after strip of its rows, and get those of the result that are ready."""
+
+    def __init__(self, network: Module, height: int, width: int, channels: int) -> None:
+        self._steps: list[Callable[[], None]] = []
+        self._in = Rows(height, width, channels)
+        self._out = self._lay(network, self._in, [])
+        self._reader = self._out.reader()
+
+    def push(self, rows: Tensor) -> Tensor:
+        """(1, h, W, C), the next rows of the input -> (1, h', W', C'), the next of the output, h' from 0 up."""
+        self._in.write(rows.shape[1], rows).put(rows)
+        for step in self._steps:
+            step()
+        first, stop = self._out.needed[self._reader], self._out.stop
+        if first == stop:
+            return rows.new_empty(1, 0, self._out.width, self._out.channels)
+        self._out.needed[self._reader] = stop
+        return self._out.read(first, stop).rows()
+
+    def _lay(self, module: Module, x: Rows, addends: list[Rows]) -> Rows:
+        """Appends the steps from `x` to the rows that are returned; `addends` are to be added to them."""
+        if isinstance(module, Residual):
+            return self._chain(module, x, [x, *addends])
+        if isinstance(module, Sequential):
+            return self._chain(module, x, addends)
+        if isinstance(module, Conv2d) and not isinstance(module, Upsampling):
+            return self._convolution(module, x, addends)
+        if isinstance(module, SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid):
+            return self._added(self._map(module, x), addends)
+        raise TypeError(f"{type(module).__name__} can't be streamed: give the whole picture to `forward`")
+
+    def _chain(self, chain: Sequential, x: Rows, addends: list[Rows]) -> Rows:
+        layers = list(chain.layers)
+        while layers:
+            layer = layers.pop(0)
+            last = [] if layers else addends
+            if isinstance(layer, Conv2d) and not isinstance(layer, Upsampling):
+                behind = layers[0] if layers else None
+                if isinstance(behind, ReLU | DepthToSpace):  # computed with the convolution, if nothing is to be added in between
+                    layers.pop(0)
+                    last = addends if not layers and isinstance(behind, DepthToSpace) else []
+                    x = self._convolution(layer, x, last, isinstance(behind, ReLU), getattr(behind, "scale", 1))
+                else:
+                    x = self._convolution(layer, x, last)
+            else:
+                x = self._lay(layer, x, last)
+            if last:
+                return x
+        return self._added(x, addends)
+
+    def _convolution(self, layer: Conv2d, x: Rows, addends: list[Rows], relu: bool = False, scale: int = 1) -> Rows:
+        (K, L), (S, T), (P, Q) = layer.kernel, layer.stride, layer.padding
+        height, width = (x.height + 2 * P - K) // S + 1, (x.width + 2 * Q - L) // T + 1
+        y = Rows(height * scale, width * scale, layer.weight.shape[3] // scale**2)
+        reader, others = x.reader(), [(rows, rows.reader()) for rows in addends]
+
+        def step() -> None:
+            done, stop = y.stop // scale, height
+            if x.stop < x.height:
+                stop = ((x.stop - K + P) // S + 1) // ALIGNED * ALIGNED
+            if stop <= done:
+                return
+            above, below = done * S - P, (stop - 1) * S - P + K  # the rows that the windows reach, past the picture's edges too
+            seen = x.read(max(0, above), min(x.height, below))
+            convolution.convolve(
+                seen,
+                layer.weight,
+                layer.bias,
+                layer.stride,
+                (max(0, -above), max(0, below - x.height), Q, Q),
+                factors=layer.factors,
+                scale=(scale, scale),
+                addends=[rows.read(done * scale, stop * scale) for rows, _ in others],
+                relu=relu,
+                packs=layer.packs,
+                out=y.write((stop - done) * scale, seen.data),
+            )
+            x.needed[reader] = max(0, stop * S - P)
+            for rows, other in others:
+                rows.needed[other] = stop * scale
+
+        self._steps.append(step)
+        return y
+
+    def _map(self, layer: SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid, x: Rows) -> Rows:
+        """A layer whose output rows each come from one row of the input, or `scale` of them, or the other way round."""
+        scale = getattr(layer, "scale", 1)
+        if isinstance(layer, SpaceToDepth):
+            y, at_a_time = Rows(x.height // scale, x.width // scale, x.channels * scale**2), scale
+        else:
+            channels = x.channels // scale**2 if isinstance(layer, DepthToSpace) else x.channels
+            y, at_a_time = Rows(x.height * scale, x.width * scale, channels), 1
+        reader = x.reader()
+
+        def step() -> None:
+            first = x.needed[reader]
+            stop = x.stop if x.stop == x.height else x.stop // at_a_time * at_a_time
+            if stop > first:
+                rows = layer.forward(x.read(first, stop).rows())
+                y.write(rows.shape[1], rows).put(rows)
+                x.needed[reader] = stop
+
+        self._steps.append(step)
+        return y
+
+    def _added(self, x: Rows, addends: list[Rows]) -> Rows:
+        if not addends:
+            return x
+        y = Rows(x.height, x.width, x.channels)
+        readers = [(rows, rows.reader()) for rows in (x, *addends)]
+
+        def step() -> None:
+            if x.stop > y.stop:
+                first, stop = y.stop, x.stop
+                total = x.read(first, stop).rows()
+                for rows in addends:
+                    total = finished(total, rows.read(first, stop).rows())
+                y.write(stop - first, total).put(total)
+                for rows, reader in readers:
+                    rows.needed[reader] = stop
+
+        self._steps.append(step)
+        return y
