@@ -11,16 +11,29 @@ import torch
 from torch import Tensor
 
 from core import hardware, noise, weights
-from core.networks import MULTIPLE, correct
+from core.networks import MULTIPLE, with_level
 from core.nn import Module
+from core.nn.stream import ALIGNED as ALIGNED_ROWS
+from core.nn.stream import Stream
 from core.weights import Card
 
-TILE = 1024
-"""Side of the square that one pass of the network finishes, in pixels; with what it must see around it, about 600 MB in float32."""
+BAND = 4096
+"""Columns of a picture that pass through the network at once; wider pictures pass in bands that overlap by all it looks at."""
+
+STRIP_PIXELS = {"cpu": 1 << 17}
+"""Pixels that enter the network at a time: on a processor, so few that their activations stay in its last cache."""
+STRIP_PIXELS_ELSEWHERE = 1 << 21
+"""Enough to fill an accelerator."""
+
+ALIGNED = ALIGNED_ROWS * MULTIPLE
+"""Bands and strips begin at multiples of this: the kernels' tiles then lie on one grid, and strips of any height give the same bits.
+
+Bands agree to float32's rounding: a tile's inputs that cancel in exact arithmetic lie further off than the network looks.
+"""
 
 
 class Cancelled(Exception):
-    """`keep_going` said no: the picture was given up between two tiles."""
+    """`keep_going` said no: the picture was given up between two strips."""
 
 
 class Denoiser:
@@ -31,7 +44,7 @@ class Denoiser:
         self.network = network.to(device, self._activations).multiply_in(dtype)
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         reach, _ = network.reach()
-        self._halo = -(-reach // MULTIPLE) * MULTIPLE
+        self._halo = -(-reach // ALIGNED) * ALIGNED
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", dtype: str = "auto") -> Denoiser:
@@ -49,13 +62,14 @@ class Denoiser:
         sigma: float | None = None,
         strength: float = 1.0,
         keep_going: Callable[[], bool] = lambda: True,
-        tile: int = TILE,
+        band: int = BAND,
+        strip: int | None = None,
     ) -> Tensor:
         """(H, W, 3) floats in [0, 1] -> the same shape in float32 on the CPU, of any size from 1x1 up.
 
         sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s. strength: multiplies it; 0 gives the
-        input back bit for bit. keep_going: asked before each tile; Cancelled is raised when it says no. tile: see TILE; the result is
-        the same whatever it is, as tiles overlap by all that the network looks at.
+        input back bit for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and
+        rows, pass through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
         level = (self.estimate(pixels) if sigma is None and strength else sigma or 0.0) * strength
@@ -64,42 +78,55 @@ class Denoiser:
         if level == 0:
             return pixels.to("cpu", torch.float32, copy=True)
         with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
-            return self._by_tiles(pixels.float(), level, keep_going, max(MULTIPLE, tile // MULTIPLE * MULTIPLE))
+            return self._by_strips(pixels.float(), level, keep_going, max(ALIGNED, band // ALIGNED * ALIGNED), strip)
 
     def estimate(self, pixels: Tensor) -> float:
         """The noise level of a picture (H, W, 3), a standard deviation in [0, 1] image units (see `core.noise.estimate_gaussian`)."""
         _check(pixels)
         return noise.estimate_gaussian(pixels.float())
 
-    def _by_tiles(self, pixels: Tensor, level: float, keep_going: Callable[[], bool], tile: int) -> Tensor:
+    def _by_strips(self, pixels: Tensor, level: float, keep_going: Callable[[], bool], band: int, strip: int | None) -> Tensor:
         H, W, _ = pixels.shape
-        whole = pixels[_mirror(H)][:, _mirror(W)]
+        rows, columns = _mirror(H), _mirror(W)
         out = torch.empty(H, W, 3)
-        for y in _spans(whole.shape[0], tile, self._halo):
-            for x in _spans(whole.shape[1], tile, self._halo):
+        for x in _spans(len(columns), band, self._halo):
+            across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
+            fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
+            height = max(ALIGNED, (strip or fits) // ALIGNED * ALIGNED)
+            stream = Stream(self.network, len(rows), len(across), 4)
+            done = 0
+            for down in torch.split(rows, height):
                 if not keep_going():
-                    raise Cancelled("the picture was given up between two tiles")
-                seen = whole[y.seen, x.seen].to(self.device)
-                clean = correct(self.network, seen[None], level, self._activations)[0]
-                to = out[y.kept, x.kept]
-                top, left = y.kept.start - y.seen.start, x.kept.start - x.seen.start
-                to.copy_(clean[top : top + to.shape[0], left : left + to.shape[1]])
+                    raise Cancelled("the picture was given up between two strips")
+                seen = _cut(pixels, down, across).to(self.device)
+                ready = stream.push(with_level(seen[None], level).to(self._activations))[0, : max(0, H - done), kept]
+                to = out[done : done + len(ready), x.kept]
+                torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), out=to)
+                done += len(ready)
         return out.clamp_(0, 1)
 
 
+def _cut(pixels: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Rows `down` and columns `across`; a view, where neither goes back and forth."""
+    rows, columns = (slice(int(i[0]), int(i[0]) + len(i)) for i in (down, across))
+    if int(down[-1]) == rows.stop - 1 and int(across[-1]) == columns.stop - 1:
+        return pixels[rows, columns]
+    return pixels[down][:, across]
+
+
 class _Span(NamedTuple):
-    """One side of a tile: what the network sees, and the part of it that is kept."""
+    """The columns of a band: what the network sees, and the part of it that is kept."""
 
     seen: slice
     kept: slice
 
 
-def _spans(size: int, tile: int, halo: int) -> Iterator[_Span]:
-    """Cuts 0..size into tiles that see `halo` more on both sides; what fits into one pass is not cut."""
-    if size <= tile + 2 * halo:
-        tile = size
-    for start in range(0, size, tile):
-        stop = min(start + tile, size)
+def _spans(size: int, band: int, halo: int) -> Iterator[_Span]:
+    """Cuts 0..size into bands that see `halo` more on both sides; what fits into one is not cut."""
+    if size <= band + 2 * halo:
+        band = size
+    for start in range(0, size, band):
+        stop = min(start + band, size)
         yield _Span(slice(max(0, start - halo), min(size, stop + halo)), slice(start, stop))
 
 

@@ -80,8 +80,13 @@ def correct(network: Module, noisy: Tensor, sigma: Tensor | float, dtype: torch.
 
     noisy: (N, H, W, 3) float32, sigma: a number or (N, 1, 1, 1), in [0, 1] image units.
     """
+    return noisy + network.forward(with_level(noisy, sigma).to(dtype), tape).float()
+
+
+def with_level(noisy: Tensor, sigma: Tensor | float) -> Tensor:
+    """(N, H, W, 3) and its noise level as `correct` takes it -> (N, H, W, 4), what the network takes."""
     level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(*noisy.shape[:3], 1)
-    return noisy + network.forward(torch.cat((noisy, level), 3).to(dtype), tape).float()
+    return torch.cat((noisy, level), 3)
 
 
 def multiply_adds(network: Module, step: int = 1) -> float:

@@ -20,7 +20,7 @@ from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
 from core.nn.module import Module, finished
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
-from core.nn.sequential import Residual, Sequential
+from core.nn.sequential import Concat, Residual, Sequential
 
 ALIGNED = 4
 """Strips of a convolution's output end at multiples of this many rows, as F(4x4, 3x3) computes them."""
@@ -82,7 +82,7 @@ class Stream:
         """Appends the steps from `x` to the rows that are returned; `addends` are to be added to them."""
         if isinstance(module, Residual):
             return self._chain(module, x, [x, *addends])
-        if isinstance(module, Sequential):
+        if isinstance(module, Sequential) and not isinstance(module, Concat):
             return self._chain(module, x, addends)
         if isinstance(module, Conv2d) and not isinstance(module, Upsampling):
             return self._convolution(module, x, addends)
@@ -113,6 +113,8 @@ class Stream:
         (K, L), (S, T), (P, Q) = layer.kernel, layer.stride, layer.padding
         height, width = (x.height + 2 * P - K) // S + 1, (x.width + 2 * Q - L) // T + 1
         y = Rows(height * scale, width * scale, layer.weight.shape[3] // scale**2)
+        for rows in addends:
+            _alike(y, rows)
         reader, others = x.reader(), [(rows, rows.reader()) for rows in addends]
 
         def step() -> None:
@@ -167,6 +169,8 @@ class Stream:
     def _added(self, x: Rows, addends: list[Rows]) -> Rows:
         if not addends:
             return x
+        for rows in addends:
+            _alike(x, rows)
         y = Rows(x.height, x.width, x.channels)
         readers = [(rows, rows.reader()) for rows in (x, *addends)]
 
@@ -182,3 +186,9 @@ class Stream:
 
         self._steps.append(step)
         return y
+
+
+def _alike(y: Rows, x: Rows) -> None:
+    shapes = [(1, rows.height, rows.width, rows.channels) for rows in (y, x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"f(x) has shape {shapes[0]} and x {shapes[1]}: the layers of a Residual must keep the shape")

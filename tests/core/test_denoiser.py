@@ -1,4 +1,4 @@
-"""The denoiser's door: any size, tiles that leave no trace, what it refuses, and what it keeps to itself."""
+"""The denoiser's door: any size, strips that leave no trace, what it refuses, and what it keeps to itself."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import Cancelled, Denoiser, DeviceError, WeightsError, hardware, networks, noise, weights
+from core import Cancelled, Denoiser, DeviceError, WeightsError, hardware, kernels, networks, noise, weights
 from core.nn import Module
+from core.nn.stream import Stream
 from tests.core.made import photo, refused, small
 
 CPU = torch.device("cpu")
@@ -59,33 +60,42 @@ def test_the_shipped_architecture_takes_any_size_too(size: tuple[int, int]) -> N
     torch.testing.assert_close(of(network)(noisy, SIGMA), by_hand(network, noisy, SIGMA), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tile", [1, 8, 16, 40, 64])
-def test_tiles_leave_no_trace(denoiser: Denoiser, tile: int) -> None:
+@pytest.mark.parametrize("band", [1, 32, 40, 64, 4096])
+@pytest.mark.parametrize("strip", [1, 32, 70, 4096])
+def test_bands_and_strips_leave_no_trace(denoiser: Denoiser, band: int, strip: int) -> None:
     noisy = photo(150, 131)
-    untiled = denoiser(noisy, SIGMA, tile=4096)
-    assert (untiled - noisy).abs().max() > 0.05
-    passes: list[int] = []
-    tiled = denoiser(noisy, SIGMA, tile=tile, keep_going=lambda: passes.append(1) is None)
-    assert len(passes) >= 4
-    torch.testing.assert_close(tiled, untiled, atol=1e-5, rtol=0)
+    whole = by_hand(denoiser.network, noisy, SIGMA)
+    assert (whole - noisy).abs().max() > 0.05
+    torch.testing.assert_close(denoiser(noisy, SIGMA, band=band, strip=strip), whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tile", [40, 64])
-def test_tiles_of_the_shipped_architecture_leave_no_trace(tile: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_whatever_the_strips_the_kernels_give_the_same_bits(dtype: torch.dtype) -> None:
+    if hardware.activations(dtype, CPU) != torch.float32 or not kernels.available():
+        return  # products sum in another order for each size
+    denoiser = of(lively(), dtype)
+    noisy = photo(300, 70)
+    whole = denoiser(noisy, SIGMA, strip=4096)
+    for strip in (32, 64, 96):
+        assert torch.equal(denoiser(noisy, SIGMA, strip=strip), whole)
+
+
+@pytest.mark.parametrize("strip", [40, 64])
+def test_strips_of_the_shipped_architecture_leave_no_trace(strip: int) -> None:
     denoiser, noisy = of(lively()), photo(300, 11)
-    untiled = denoiser(noisy, SIGMA, tile=4096)
-    assert (untiled - noisy).abs().max() > 0.05
+    whole = denoiser(noisy, SIGMA, strip=4096)
+    assert (whole - noisy).abs().max() > 0.05
     passes: list[int] = []
-    tiled = denoiser(noisy, SIGMA, tile=tile, keep_going=lambda: passes.append(1) is None)
-    assert len(passes) == -(-304 // tile)
-    torch.testing.assert_close(tiled, untiled, atol=1e-5, rtol=0)
+    cut = denoiser(noisy, SIGMA, strip=strip, keep_going=lambda: passes.append(1) is None)
+    assert len(passes) == -(-304 // (strip // 32 * 32))
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
 
 
-def test_tiles_that_did_not_overlap_would_leave_a_trace(denoiser: Denoiser) -> None:
+def test_bands_that_did_not_overlap_would_leave_a_trace(denoiser: Denoiser) -> None:
     noisy = photo(150, 131)
-    untiled = denoiser(noisy, SIGMA)
+    whole = denoiser(noisy, SIGMA)
     denoiser._halo = 0
-    assert (denoiser(noisy, SIGMA, tile=40) - untiled).abs().max() > 1e-3
+    assert (denoiser(noisy, SIGMA, band=40) - whole).abs().max() > 1e-3
 
 
 def test_a_small_picture_is_done_in_one_pass(denoiser: Denoiser) -> None:
@@ -122,23 +132,23 @@ def test_strength_2_is_twice_the_noise_level(denoiser: Denoiser) -> None:
     assert not torch.equal(denoiser(noisy, SIGMA, strength=2), denoiser(noisy, SIGMA))
 
 
-def test_it_gives_up_between_two_tiles_when_told(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_gives_up_between_two_strips_when_told(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
-    forward = denoiser.network.forward
-    monkeypatch.setattr(denoiser.network, "forward", lambda *given: passes.append(1) or forward(*given))
+    push = Stream.push
+    monkeypatch.setattr(Stream, "push", lambda *given: (passes.append(1), push(*given))[1])
     answers = iter([True, False])
-    with refused(Cancelled, "the picture was given up between two tiles"):
-        denoiser(photo(150, 131), SIGMA, tile=8, keep_going=lambda: next(answers))
+    with refused(Cancelled, "the picture was given up between two strips"):
+        denoiser(photo(150, 131), SIGMA, strip=8, keep_going=lambda: next(answers))
     assert len(passes) == 1
 
 
 def test_threads_share_one_denoiser(denoiser: Denoiser) -> None:
     pictures = [photo(20 + 7 * i, 60 - 5 * i, seed=i) for i in range(8)]
     sigmas = [0.02 * (i + 1) for i in range(8)]
-    alone = [denoiser(picture, sigma, tile=16) for picture, sigma in zip(pictures, sigmas, strict=True)]
+    alone = [denoiser(picture, sigma, strip=32) for picture, sigma in zip(pictures, sigmas, strict=True)]
     with ThreadPoolExecutor(4) as threads:
         for _ in range(3):
-            together = threads.map(lambda picture, sigma: denoiser(picture, sigma, tile=16), pictures, sigmas)
+            together = threads.map(lambda picture, sigma: denoiser(picture, sigma, strip=32), pictures, sigmas)
             for ours, theirs in zip(together, alone, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 

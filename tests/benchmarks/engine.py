@@ -1,0 +1,259 @@
+"""`python -m tests.benchmarks.engine`: this engine and torch.nn on the same network, weights and pictures, one after the other in turn.
+
+Equal first, timed second: each opponent's result is compared before any clock runs. Times are medians, and what counts is their ratio. The
+opponents live in processes of their own, because autograd's thread would leave OpenMP with more workers than cores and slow both; they
+take turns, so that a busy machine slows all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.multiprocessing import get_context
+
+from core import hardware, kernels, networks
+from core.denoiser import Denoiser
+from core.nn import L1, Adam, Tape
+from tests.benchmarks.twin import denoiser
+
+INFERENCE = {"256": (256, 256), "512": (512, 512), "1024": (1024, 1024), "2048x1536": (1536, 2048)}
+TRAINING = {"16x96": (16, 96), "8x128": (8, 128)}
+LEVEL = 25 / 255
+
+
+def network() -> networks.Module:
+    return networks.unet(torch.Generator().manual_seed(0))
+
+
+def picture(H: int, W: int) -> Tensor:
+    return torch.rand(H, W, 3, generator=torch.Generator().manual_seed(H))
+
+
+def batch(N: int, P: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(N)
+    clean = torch.rand(N, P, P, 3, generator=g)
+    return clean + LEVEL * torch.randn(clean.shape, generator=g), clean
+
+
+class Ours:
+    """This engine, in one precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.device = torch.device("cpu")
+        self.dtype = dtype
+
+    def inference(self, H: int, W: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+        denoiser = Denoiser(network(), {}, "benchmark", self.device, self.dtype)
+        x = picture(H, W)
+        return lambda: denoiser(x, LEVEL), lambda: denoiser(x, LEVEL)
+
+    def training(self, N: int, P: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+        net, loss, adam = network().multiply_in(self.dtype), L1(), Adam(1e-4)
+        activations = hardware.activations(self.dtype, self.device)
+        noisy, clean = batch(N, P)
+
+        def derive() -> Tensor:
+            tape: Tape = []
+            with torch.no_grad():
+                denoised = networks.correct(net, noisy, LEVEL, activations, tape)
+                loss.forward(denoised, clean).item()
+                net.derive(loss.backward(denoised, clean).to(activations), tape)
+            return torch.cat([p.derivative.flatten() for p in net.param() if p.derivative is not None])
+
+        def step() -> None:
+            derive()
+            net.train(adam)
+
+        return step, derive
+
+
+class Torch:
+    """torch.nn: "fp32" as people write it, or channels last: "fp32 channels last", "bf16" (weights and pictures), "autocast"."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def network(self) -> torch.nn.Module:
+        net = denoiser(network())
+        return net if self.kind == "fp32" else net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def seen(self, noisy: Tensor) -> Tensor:
+        x = torch.cat((noisy, torch.full((*noisy.shape[:3], 1), LEVEL)), 3).permute(0, 3, 1, 2)
+        return x.contiguous() if self.kind == "fp32" else x.contiguous(memory_format=torch.channels_last)
+
+    def inference(self, H: int, W: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+        net, noisy = self.network().eval(), picture(H, W)[None]
+        if self.kind == "bf16":
+            net = net.bfloat16()
+        x = self.seen(noisy)
+
+        def run() -> Tensor:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.kind == "autocast"):
+                y = net(x.bfloat16() if self.kind == "bf16" else x)
+            return (noisy + y.float().permute(0, 2, 3, 1))[0].clamp(0, 1)
+
+        return run, run
+
+    def training(self, N: int, P: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+        net = self.network()
+        adam = torch.optim.Adam(net.parameters(), 1e-4, foreach=True)
+        noisy, clean = batch(N, P)
+
+        def derive() -> Tensor:
+            adam.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.kind == "autocast"):
+                y = net(self.seen(noisy))
+            loss = (noisy + y.float().permute(0, 2, 3, 1) - clean).abs().mean()
+            loss.backward()
+            loss.item()
+            return torch.tensor([float(sum(p.grad.double().square().sum() for p in net.parameters() if p.grad is not None))])
+
+        def step() -> None:
+            derive()
+            adam.step()
+
+        return step, derive
+
+
+def serve(turns: Connection, name: str, threads: int) -> None:
+    """One contender in its process: prepares what it is told, then runs it once for each "run" and answers with the seconds."""
+    torch.set_num_threads(threads)
+    hardware.keep_freed_memory()
+    contender = Ours(getattr(torch, name.removeprefix("clearfold "))) if name.startswith("clearfold") else Torch(name)
+    run: Callable[[], object] = lambda: None  # noqa: E731
+    while (message := turns.recv()) is not None:
+        if message == "run":
+            started = time.perf_counter()
+            run()
+            turns.send(time.perf_counter() - started)
+        else:
+            what, size = message
+            run, result = getattr(contender, what)(*size)
+            turns.send(result())
+
+
+class Contender:
+    def __init__(self, name: str, threads: int, environment: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.turns, other = get_context("spawn").Pipe()
+        before = dict(os.environ)
+        os.environ.update(environment or {})
+        get_context("spawn").Process(target=serve, args=(other, name, threads), daemon=True).start()
+        os.environ.clear()
+        os.environ.update(before)
+
+    def ask(self, message: object) -> object:
+        self.turns.send(message)
+        return self.turns.recv()
+
+
+def compare(contenders: dict[str, Contender], what: str, size: tuple[int, int], rounds: int) -> dict[str, float]:
+    """Median seconds by name, after all results have been found alike."""
+    results: dict[str, Tensor] = {}
+    for name, contender in contenders.items():
+        result = contender.ask((what, size))
+        assert isinstance(result, Tensor)
+        results[name] = result
+    if what == "inference":
+        reference = results["fp32"]
+        for name, result in results.items():
+            worst = (result - reference).abs().max().item() * 255
+            limit = 0.01 if "float32" in name or "fp32" in name else 4.0
+            assert worst < limit, f"{name} differs from torch.nn in float32 by {worst:.3f} of 255"
+    else:
+        lengths = {name: (g.double().square().sum() if name.startswith("clearfold") else g).item() ** 0.5 for name, g in results.items()}
+        for name, length in lengths.items():
+            assert abs(length / lengths["fp32"] - 1) < 0.05, (
+                f"{name}: the derivatives' norm is {length}, torch's in float32 {lengths['fp32']}"
+            )
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(rounds + 1):
+        for name, contender in contenders.items():
+            told = contender.ask("run")
+            assert isinstance(told, float)
+            if i:  # the first warms up
+                seconds[name].append(told)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def limits(threads: int) -> dict[str, float]:
+    """What the machine can do, measured here: products in GFLOP/s, memory in GB/s."""
+    torch.set_num_threads(threads)
+    found: dict[str, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.rand(4096, 1024).to(dtype), torch.rand(1024, 1024).to(dtype)
+        found[str(dtype).removeprefix("torch.")] = 2 * 4096 * 1024 * 1024 / _best(lambda a=a, b=b: a @ b) / 1e9  # type: ignore[misc]
+    x = torch.rand(1 << 26)
+    y = torch.empty_like(x)
+    found["memory"] = 2 * x.numel() * 4 / _best(lambda: y.copy_(x)) / 1e9
+    return found
+
+
+def _best(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(12):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
+    parser.add_argument("--rounds", type=int, default=9, help="timed runs of each")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--only", nargs="*", default=[*INFERENCE, *TRAINING], help="sizes: " + ", ".join([*INFERENCE, *TRAINING]))
+    chosen = parser.parse_args()
+
+    fast = hardware.fast_dtype(torch.device("cpu"))
+    ours = f"clearfold {str(fast).removeprefix('torch.')}"
+    names = list(dict.fromkeys([ours, "clearfold float32", "fp32", "fp32 channels last", "bf16", "autocast"]))
+    machine = limits(chosen.threads)
+    contenders = {name: Contender(name, chosen.threads) for name in names}
+    contenders["clearfold products"] = Contender(
+        f"clearfold {str(fast).removeprefix('torch.')}", chosen.threads, {"CLEARFOLD_KERNEL": "none"}
+    )
+    found: dict[str, dict[str, dict[str, float]]] = {"inference": {}, "training": {}}
+    out = Console(stderr=chosen.json, width=160)
+    out.print(
+        f"{chosen.threads} threads; kernels: {', '.join(kernels.available()) or 'none'} ({kernels.why()}); torch's products: "
+        f"{machine['bfloat16']:.0f} GFLOP/s in bfloat16, {machine['float32']:.0f} in float32; memory: {machine['memory']:.0f} GB/s"
+    )
+    work = networks.multiply_adds(network()) * 2 / 1e9  # GFLOP a pixel, as the layers are written
+    for what, sizes in (("inference", INFERENCE), ("training", TRAINING)):
+        table = Table("size", *(name for name in contenders), title=f"{what}: seconds (times as long as {ours})")
+        for label, size in sizes.items():
+            if label not in chosen.only:
+                continue
+            against = contenders if what == "inference" else {n: c for n, c in contenders.items() if n != "bf16"}
+            seconds = compare(against, what, size, chosen.rounds)
+            own = seconds[ours]
+            pixels = size[0] * size[1] * (1 if what == "inference" else size[1])
+            best = min(seconds[name] for name in ("bf16", "autocast") if name in seconds)
+            row: dict[str, float] = {"vs_fp32": seconds["fp32"] / own, "seconds": own}
+            row["vs_best" if what == "inference" else "vs_bf16"] = min(best, seconds["fp32 channels last"], seconds["fp32"]) / own
+            row["fp32_vs_fp32"] = min(seconds["fp32 channels last"], seconds["fp32"]) / seconds["clearfold float32"]
+            row["products_vs_best"] = best / seconds["clearfold products"]
+            row["gflops"] = work * pixels * (3 if what == "training" else 1) / own
+            found[what][label] = {name: round(value, 4) for name, value in row.items()}
+            table.add_row(label, *(f"{seconds[n]:.3f} ({seconds[n] / own:.2f})" if n in seconds else "–" for n in contenders))
+        out.print(table)
+    for contender in contenders.values():
+        contender.turns.send(None)
+    if chosen.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The same network with the same weights in torch.nn, as the benchmarks' opponent."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, SpaceToDepth
+
+
+class Skip(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def as_torch(module: Module) -> nn.Module:
+    """A layer or network of `core.nn` in torch.nn, (N, C, H, W) in and out, with copies of its weights."""
+    if isinstance(module, Residual):
+        return Skip(*map(as_torch, module.layers))
+    if isinstance(module, Sequential):
+        return nn.Sequential(*map(as_torch, module.layers))
+    if isinstance(module, ReLU):
+        return nn.ReLU(inplace=True)
+    if isinstance(module, SpaceToDepth):
+        return nn.PixelUnshuffle(module.scale)
+    if isinstance(module, DepthToSpace):
+        return nn.PixelShuffle(module.scale)
+    if isinstance(module, Conv2d):
+        A, B, C, F = module.weight.shape
+        twin = nn.Conv2d(C, F, (A, B), module.stride, module.padding, bias=module.bias is not None)
+        with torch.no_grad():
+            twin.weight.copy_(module.weight.permute(3, 2, 0, 1))
+            if twin.bias is not None and module.bias is not None:
+                twin.bias.copy_(module.bias)
+        return twin
+    raise TypeError(f"{type(module).__name__} has no twin in torch.nn")
+
+
+def denoiser(network: Module) -> nn.Module:
+    """The twin of `core.networks.unet`: its shuffles order channels as torch's do, so that pixel (un)shuffle is torch's own."""
+    twin = as_torch(network)
+    assert isinstance(twin, nn.Sequential)
+    _reorder(twin)
+    return twin
+
+
+def _reorder(twin: nn.Module) -> None:
+    """Ours are (row, column, C), torch's (C, row, column): the convolutions beside a shuffle take up the difference."""
+    layers = list(twin.children())
+    for before, after in itertools.pairwise(layers):
+        with torch.no_grad():
+            if isinstance(before, nn.PixelUnshuffle) and isinstance(after, nn.Conv2d):
+                after.weight.copy_(after.weight.unflatten(1, (before.downscale_factor**2, -1)).transpose(1, 2).flatten(1, 2))
+            if isinstance(before, nn.Conv2d) and isinstance(after, nn.PixelShuffle):
+                before.weight.copy_(before.weight.unflatten(0, (after.upscale_factor**2, -1)).transpose(0, 1).flatten(0, 1))
+                if before.bias is not None:
+                    before.bias.copy_(before.bias.unflatten(0, (after.upscale_factor**2, -1)).transpose(0, 1).flatten(0, 1))
+    for layer in layers:
+        _reorder(layer)
