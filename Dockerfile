@@ -1,3 +1,13 @@
+# The kernels are compiled where there is a compiler, and only the wheel goes on.
+FROM python:3.11-slim AS build
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+WORKDIR /srv/build
+COPY pyproject.toml setup.py LICENSE README.md ./
+COPY core core
+COPY app app
+COPY weights weights
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /srv/wheel .
+
 FROM python:3.11-slim
 
 # The heavy layer first: it changes only with the dependencies. torch's Linux wheel brings the CUDA libraries with it.
@@ -8,11 +18,8 @@ COPY pyproject.toml ./
 RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
     && pip install --no-cache-dir -r requirements.txt
 
-COPY LICENSE README.md ./
-COPY core core
-COPY app app
-COPY weights weights
-RUN pip install --no-cache-dir --no-deps . && rm -rf build *.egg-info requirements.txt
+COPY --from=build /srv/wheel /srv/wheel
+RUN pip install --no-cache-dir --no-deps /srv/wheel/*.whl && rm -rf /srv/wheel pyproject.toml requirements.txt
 
 RUN useradd --create-home --uid 1000 clearfold && mkdir /data && chown clearfold /data
 USER clearfold

@@ -47,9 +47,10 @@ def main() -> None:
     except Exception as error:
         from app.errors import Problem
         from core import DataError, DeviceError, ImageError, WeightsError
+        from core.kernels import KernelError
         from core.trainer import TrainingError
 
-        if not isinstance(error, DataError | DeviceError | ImageError | WeightsError | TrainingError | Problem | OSError):
+        if not isinstance(error, DataError | DeviceError | ImageError | WeightsError | KernelError | TrainingError | Problem | OSError):
             raise
         _say(str(error))
         sys.exit(1)
@@ -292,6 +293,35 @@ def reproduce(
 
 
 @cli.command()
+def info() -> None:
+    """Tell what this machine computes with, and why."""
+    import torch
+
+    from core import hardware, kernels
+
+    device = hardware.take()
+    dtype = hardware.fast_dtype(device)
+    own = kernels.take(dtype, device)
+    forced = kernels.forced()
+    table = Table(show_header=False, box=None)
+    for name, told in (
+        ("torch", torch.__version__),
+        ("device", f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)),
+        (
+            "multiplies in",
+            f"{str(dtype).removeprefix('torch.')}, which {'its processor' if device.type == 'cpu' else 'the GPU'} is fast at",
+        ),
+        ("convolves by", f"kernel {own.name}" if own else "torch's matrix products"),
+        (
+            "because",
+            f"CLEARFOLD_KERNEL = {forced}" if forced != "auto" else kernels.why() if device.type == "cpu" else "a GPU needs no kernel",
+        ),
+    ):
+        table.add_row(name, told)
+    out.print(table, highlight=False, soft_wrap=True)
+
+
+@cli.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="Print this model's card.", show_default=False)] = None,
 ) -> None:
@@ -346,8 +376,11 @@ def _load(model: str | None, device: str, dtype: str) -> "Denoiser":
 
 
 def _say_taken(denoiser: "Denoiser") -> None:
+    from core import kernels
+
     dtype = str(denoiser.dtype).removeprefix("torch.")
-    err.print(f"{denoiser.name} on {denoiser.device} in {dtype}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    slow = "" if denoiser.device.type != "cpu" or kernels.available() or kernels.forced() != "auto" else f"; {kernels.why()}"
+    err.print(f"{denoiser.name} on {denoiser.device} in {dtype}{slow}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _level(sigma: str) -> float | None:

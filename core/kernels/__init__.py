@@ -171,15 +171,19 @@ def available() -> dict[str, Kernels]:
     """The kernels that were built and that this processor runs, by name, best first; CLEARFOLD_KERNEL keeps one of them, or `none`."""
     library, _ = _library()
     found = {name: Kernels(library, name) for name in SETS if library is not None and getattr(library, f"clearfold_runs_{name}")()}
-    forced = os.environ.get("CLEARFOLD_KERNEL", "auto")
-    if forced == "auto":
+    if (name := forced()) == "auto":
         return found
-    if forced == "none":
+    if name == "none":
         return {}
-    if forced not in found:
+    if name not in found:
         usable = ", ".join(["auto", "none", *found])
-        raise KernelError(f'CLEARFOLD_KERNEL = "{forced}" is not available here ({why()}): use {usable}')
-    return {forced: found[forced]}
+        raise KernelError(f'CLEARFOLD_KERNEL = "{name}" is not available here ({why()}): use {usable}')
+    return {name: found[name]}
+
+
+def forced() -> str:
+    """What the environment asks for: a set's name, "none", or "auto"."""
+    return os.environ.get("CLEARFOLD_KERNEL") or "auto"
 
 
 def why() -> str:

@@ -1,6 +1,7 @@
 """The `clearfold` command: run in this process by its entry point, and as a true process where signals and statuses count."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,10 +19,10 @@ from typer.testing import CliRunner
 
 from app import cli
 from app.settings import Settings
-from core import networks, weights
+from core import kernels, networks, weights
 
 ROOT = Path(cli.__file__).parents[1]
-COMMANDS = ("serve", "denoise", "train", "evaluate", "reproduce", "models")
+COMMANDS = ("serve", "denoise", "train", "evaluate", "reproduce", "info", "models")
 
 
 @dataclass(frozen=True)
@@ -620,3 +621,26 @@ def test_a_model_that_is_not_there_has_no_card(clearfold: Clearfold, shelf: Path
     said = clearfold("models", "none")
     assert said.status == 1
     assert len(mistakes(said)) == 1
+
+
+def test_info_tells_what_computes_and_why(clearfold: Clearfold, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [" ".join(line.split()) for line in clearfold("info").out.splitlines()]
+    assert f"torch {torch.__version__}" in told
+    if not torch.cuda.is_available():
+        assert f"because {kernels.why()}" in told
+        assert any(line.startswith("convolves by kernel" if kernels.available() else "convolves by torch's") for line in told)
+
+
+@pytest.mark.parametrize("name", ["none", *kernels.available()])
+def test_info_tells_what_was_forced(name: str) -> None:
+    child = process("info", env=os.environ | {"CLEARFOLD_KERNEL": name})
+    told = " ".join(ended(child).out.split())
+    assert f"because CLEARFOLD_KERNEL = {name}" in told
+    assert f"convolves by {'torch' if name == 'none' else f'kernel {name}'}" in told
+
+
+def test_a_kernel_that_is_not_there_is_one_line() -> None:
+    said = ended(process("info", env=os.environ | {"CLEARFOLD_KERNEL": "mmx"}))
+    usable = ", ".join(["auto", "none", *kernels.available()])
+    assert said.status == 1
+    assert mistakes(said) == [f'clearfold: CLEARFOLD_KERNEL = "mmx" is not available here ({kernels.why()}): use {usable}']
