@@ -376,8 +376,9 @@ def _load(model: str | None, device: str, dtype: str) -> "Denoiser":
 
 
 def _say_taken(denoiser: "Denoiser") -> None:
-    from core import kernels
+    from core import hardware, kernels
 
+    hardware.keep_freed_memory()  # every command that loads a model goes on to use it
     dtype = str(denoiser.dtype).removeprefix("torch.")
     slow = "" if denoiser.device.type != "cpu" or kernels.available() or kernels.forced() != "auto" else f"; {kernels.why()}"
     err.print(f"{denoiser.name} on {denoiser.device} in {dtype}{slow}", style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
 from core.weights import Card
 
-BAND = 4096
+BAND = 3072
 """Columns of a picture that pass through the network at once; wider pictures pass in bands that overlap by all it looks at."""
 
 STRIP_PIXELS = {"cpu": 1 << 17}
@@ -99,11 +99,12 @@ class Denoiser:
                 if not keep_going():
                     raise Cancelled("the picture was given up between two strips")
                 seen = _cut(pixels, down, across).to(self.device)
-                ready = stream.push(with_level(seen[None], level).to(self._activations))[0, : max(0, H - done), kept]
-                to = out[done : done + len(ready), x.kept]
-                torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), out=to)
-                done += len(ready)
-        return out.clamp_(0, 1)
+                for rows_ready in stream.push(with_level(seen[None], level).to(self._activations)):
+                    ready = rows_ready[0, : max(0, H - done), kept]
+                    to = out[done : done + len(ready), x.kept]
+                    torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), out=to).clamp_(0, 1)
+                    done += len(ready)
+        return out
 
 
 def _cut(pixels: Tensor, down: Tensor, across: Tensor) -> Tensor:

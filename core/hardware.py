@@ -66,7 +66,8 @@ def activations(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that tensors free instead of giving it back and asking anew, page by page, at every step.
 
-    For processes that train: it saves them a sixth of the time of small steps. Only glibc has the switch; elsewhere nothing happens.
+    For processes that do nothing else than train or denoise: it saves them a sixth of their time. Only glibc has the switch; elsewhere
+    nothing happens.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     try:

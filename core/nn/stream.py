@@ -9,7 +9,7 @@ Knows how far each layer looks; nothing of what it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Rows:
         self.height, self.width, self.channels = height, width, channels
         self.stop = 0
         """Rows that were written so far."""
+        self.strip = 0
+        """The most that were written at a time."""
         self.needed: list[int] = []
         """For each reader, the first row that it will read again."""
         self.data: Tensor | None = None
@@ -59,24 +61,29 @@ class Rows:
 
 
 class Stream:
-    """One picture's way through a network: `push` strip after strip of its rows, and get those of the result that are ready."""
+    """One picture's way through a network: `push` strip after strip of its rows, and get those of the result that are ready.
+
+    No layer computes more rows at a time than the tallest strip has, not even when the last strip lets loose all that was waiting.
+    """
 
     def __init__(self, network: Module, height: int, width: int, channels: int) -> None:
-        self._steps: list[Callable[[], None]] = []
+        self._steps: list[Callable[[], bool]] = []
         self._in = Rows(height, width, channels)
         self._out = self._lay(network, self._in, [])
         self._reader = self._out.reader()
 
-    def push(self, rows: Tensor) -> Tensor:
-        """(1, h, W, C), the next rows of the input -> (1, h', W', C'), the next of the output, h' from 0 up."""
+    def push(self, rows: Tensor) -> Iterator[Tensor]:
+        """(1, h, W, C), the next rows of the input -> (1, h', W', C'), the next of the output; each valid until the next is asked for."""
+        self._in.strip = max(self._in.strip, rows.shape[1])
         self._in.write(rows.shape[1], rows).put(rows)
-        for step in self._steps:
-            step()
-        first, stop = self._out.needed[self._reader], self._out.stop
-        if first == stop:
-            return rows.new_empty(1, 0, self._out.width, self._out.channels)
-        self._out.needed[self._reader] = stop
-        return self._out.read(first, stop).rows()
+        while True:
+            moved = [step() for step in self._steps]
+            first, stop = self._out.needed[self._reader], self._out.stop
+            if first < stop:
+                self._out.needed[self._reader] = stop
+                yield self._out.read(first, stop).rows()
+            if not any(moved):
+                return
 
     def _lay(self, module: Module, x: Rows, addends: list[Rows]) -> Rows:
         """Appends the steps from `x` to the rows that are returned; `addends` are to be added to them."""
@@ -117,12 +124,15 @@ class Stream:
             _alike(y, rows)
         reader, others = x.reader(), [(rows, rows.reader()) for rows in addends]
 
-        def step() -> None:
+        source = self._in  # not self: a step that held its stream would keep all rows alive until a garbage collection
+
+        def step() -> bool:
             done, stop = y.stop // scale, height
             if x.stop < x.height:
                 stop = ((x.stop - K + P) // S + 1) // ALIGNED * ALIGNED
+            stop = min(stop, done + max(ALIGNED, -(-source.strip * height // source.height // ALIGNED) * ALIGNED))
             if stop <= done:
-                return
+                return False
             above, below = done * S - P, (stop - 1) * S - P + K  # the rows that the windows reach, past the picture's edges too
             seen = x.read(max(0, above), min(x.height, below))
             convolution.convolve(
@@ -141,6 +151,7 @@ class Stream:
             x.needed[reader] = max(0, stop * S - P)
             for rows, other in others:
                 rows.needed[other] = stop * scale
+            return True
 
         self._steps.append(step)
         return y
@@ -155,13 +166,15 @@ class Stream:
             y, at_a_time = Rows(x.height * scale, x.width * scale, channels), 1
         reader = x.reader()
 
-        def step() -> None:
+        def step() -> bool:
             first = x.needed[reader]
             stop = x.stop if x.stop == x.height else x.stop // at_a_time * at_a_time
-            if stop > first:
-                rows = layer.forward(x.read(first, stop).rows())
-                y.write(rows.shape[1], rows).put(rows)
-                x.needed[reader] = stop
+            if stop <= first:
+                return False
+            rows = layer.forward(x.read(first, stop).rows())
+            y.write(rows.shape[1], rows).put(rows)
+            x.needed[reader] = stop
+            return True
 
         self._steps.append(step)
         return y
@@ -174,15 +187,17 @@ class Stream:
         y = Rows(x.height, x.width, x.channels)
         readers = [(rows, rows.reader()) for rows in (x, *addends)]
 
-        def step() -> None:
-            if x.stop > y.stop:
-                first, stop = y.stop, x.stop
-                total = x.read(first, stop).rows()
-                for rows in addends:
-                    total = finished(total, rows.read(first, stop).rows())
-                y.write(stop - first, total).put(total)
-                for rows, reader in readers:
-                    rows.needed[reader] = stop
+        def step() -> bool:
+            first, stop = y.stop, x.stop
+            if stop <= first:
+                return False
+            total = x.read(first, stop).rows()
+            for rows in addends:
+                total = finished(total, rows.read(first, stop).rows())
+            y.write(stop - first, total).put(total)
+            for rows, reader in readers:
+                rows.needed[reader] = stop
+            return True
 
         self._steps.append(step)
         return y

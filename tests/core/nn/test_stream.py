@@ -1,5 +1,8 @@
 """A network fed strip by strip gives what it gives to the whole picture, and keeps no more rows than it needs."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,7 +56,7 @@ def networks(g: torch.Generator) -> dict[str, Module]:
 def streamed(network: Module, x: Tensor, strips: list[int]) -> Tensor:
     stream, parts = Stream(network, *x.shape[1:]), []
     for rows in x.split(strips, 1):
-        parts.append(stream.push(rows).clone())
+        parts += [ready.clone() for ready in stream.push(rows)]
     return torch.cat(parts, 1)
 
 
@@ -105,3 +108,22 @@ def test_memory_does_not_grow_with_the_picture(monkeypatch: pytest.MonkeyPatch, 
         streamed(network, torch.zeros(1, height, 8, 4), [32] * (height // 32))
         totals.append(sum(rows.data.numel() for rows in kept if rows.data is not None))
     assert totals[1] == totals[0]
+
+
+def test_the_last_strip_does_not_let_loose_all_that_waited(generator: torch.Generator) -> None:
+    stream = Stream(networks(generator)["levels"], 512, 8, 4)
+    heights = [ready.shape[1] for rows in torch.zeros(1, 512, 8, 4).split(32, 1) for ready in stream.push(rows)]
+    assert max(heights) == 32
+    assert sum(heights) == 512
+
+
+def test_a_stream_is_forgotten_as_soon_as_it_is_dropped(generator: torch.Generator) -> None:
+    gc.disable()  # so that only counting references can free it
+    try:
+        stream = Stream(networks(generator)["levels"], 64, 8, 4)
+        list(stream.push(torch.zeros(1, 64, 8, 4)))
+        kept = weakref.ref(stream)
+        del stream
+        assert kept() is None
+    finally:
+        gc.enable()
