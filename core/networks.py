@@ -20,7 +20,7 @@ def unet(generator: torch.Generator | None = None) -> Sequential:
     g = generator
     return Sequential(
         SpaceToDepth(2),
-        Conv2d(16, 64, 3, padding=1, generator=g),
+        Conv2d(16, 64, 3, padding=1, exact=True, generator=g),  # the picture itself has more than bfloat16's eight bits
         Residual(  # 1/2
             _block(64, g),
             _block(64, g),

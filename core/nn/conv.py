@@ -20,7 +20,8 @@ class Conv2d(Module):
     """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
-    nothing. Pass a `generator` for the same weights each time.
+    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in its activations' dtype, whatever
+    `multiply_in` says.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Conv2d(Module):
         *,
         bias: bool = True,
         gain: float = 1.0,
+        exact: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
+        self.exact = exact
         self.kernel, self.stride, self.padding = _pair("kernel", kernel, 1), _pair("stride", stride, 1), _pair("padding", padding, 0)
         self.in_channels = in_channels
         bound = gain / math.sqrt(self.kernel[0] * self.kernel[1] * in_channels)
@@ -83,7 +86,7 @@ class Conv2d(Module):
             self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
 
     def multiply_in(self, factors: torch.dtype | None) -> Module:
-        self.factors = factors
+        self.factors = None if self.exact else factors
         return self
 
     def reach(self, step: int = 1) -> tuple[int, int]:

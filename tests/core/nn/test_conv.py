@@ -168,3 +168,14 @@ def test_an_upsampling_says_what_is_wrong_with_its_scale() -> None:
 def test_a_picture_that_does_not_fit_is_refused_in_words(layer: Conv2d, shape: tuple[int, ...], message: str) -> None:
     with refused(message):
         layer(torch.zeros(shape))
+
+
+def test_an_exact_layer_keeps_to_its_activations_dtype(generator: torch.Generator) -> None:
+    layers = {exact: Conv2d(16, 16, 3, padding=1, exact=exact, generator=torch.Generator().manual_seed(1)) for exact in (False, True)}
+    x = torch.randn(1, 8, 8, 16, generator=generator)
+    exactly = layers[True](x)
+    rounded = {exact: layer.multiply_in(torch.bfloat16).forward(x) for exact, layer in layers.items()}
+    assert torch.equal(rounded[True], exactly)
+    torch.testing.assert_close(rounded[False], exactly, atol=0.1, rtol=0)
+    layers[False].multiply_in(None)
+    assert torch.equal(layers[False](x), exactly)
