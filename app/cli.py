@@ -46,8 +46,7 @@ def main() -> None:
         cli()
     except Exception as error:
         from app.errors import Problem
-        from core import DataError, DeviceError, ImageError, WeightsError
-        from core.kernels import KernelError
+        from core import DataError, DeviceError, ImageError, KernelError, WeightsError
         from core.trainer import TrainingError
 
         if not isinstance(error, DataError | DeviceError | ImageError | WeightsError | KernelError | TrainingError | Problem | OSError):

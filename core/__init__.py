@@ -11,6 +11,7 @@ from core.data import DataError
 from core.denoiser import Cancelled, Denoiser
 from core.hardware import DeviceError
 from core.images import ImageError, Picture
+from core.kernels import KernelError
 from core.weights import Card, WeightsError
 
-__all__ = ["Cancelled", "Card", "DataError", "Denoiser", "DeviceError", "ImageError", "Picture", "WeightsError", "images"]
+__all__ = ["Cancelled", "Card", "DataError", "Denoiser", "DeviceError", "ImageError", "KernelError", "Picture", "WeightsError", "images"]
