@@ -86,7 +86,6 @@ class Kernels:
             return packed
         packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
         if turned:
-            packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
             self._run("winograd_weights", w=weight[2, 2], u=packed, along_a=-3 * C * F, along_b=-C * F, along_c=1, along_f=F, C=F, F=C)
         else:
             self._run("winograd_weights", w=weight, u=packed, along_a=3 * C * F, along_b=C * F, along_c=F, along_f=1, C=C, F=F)

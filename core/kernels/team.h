@@ -1,8 +1,6 @@
 /* Workers, and memory that each keeps. Knows nothing of what they compute. */
 #include <stddef.h>
 
-enum { MOST_THREADS = 256 };
-
 /* Calls `body(job)` on `threads` threads at once and returns when all have. */
 void clearfold_team(void (*body)(void *), void *job, int threads);
 

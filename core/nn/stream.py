@@ -123,7 +123,6 @@ class Stream:
         for rows in addends:
             _alike(y, rows)
         reader, others = x.reader(), [(rows, rows.reader()) for rows in addends]
-
         source = self._in  # not self: a step that held its stream would keep all rows alive until a garbage collection
 
         def step() -> bool:

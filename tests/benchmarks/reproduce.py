@@ -17,27 +17,7 @@ from torch.multiprocessing import get_context
 
 from core import data, reproduce
 from core.networks import noise2noise
-from core.nn import Module
-
-
-def as_torch(network: Module) -> nn.Sequential:
-    """The same network with the same weights in torch.nn, NCHW."""
-    twin = nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 5, 2, 2),
-        nn.ReLU(),
-        nn.Upsample(scale_factor=2),
-        nn.Conv2d(64, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.Upsample(scale_factor=2),
-        nn.Conv2d(32, 3, 3, padding=1),
-        nn.Sigmoid(),
-    )
-    with torch.no_grad():
-        for theirs, ours in zip(twin.parameters(), network.param(), strict=True):
-            theirs.copy_(ours.value.permute(3, 2, 0, 1) if ours.value.dim() == 4 else ours.value)
-    return twin
+from tests.benchmarks.twin import as_torch
 
 
 def train_torch(turns: Connection, training: reproduce.Pictures, validation: reproduce.Pictures, seed: int) -> None:

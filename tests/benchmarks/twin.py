@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, SpaceToDepth
+from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
 
 
 class Skip(nn.Sequential):
@@ -27,6 +27,8 @@ def as_torch(module: Module) -> nn.Module:
         return nn.PixelUnshuffle(module.scale)
     if isinstance(module, DepthToSpace):
         return nn.PixelShuffle(module.scale)
+    if isinstance(module, Sigmoid):
+        return nn.Sigmoid()
     if isinstance(module, Conv2d):
         A, B, C, F = module.weight.shape
         twin = nn.Conv2d(C, F, (A, B), module.stride, module.padding, bias=module.bias is not None)
@@ -34,7 +36,7 @@ def as_torch(module: Module) -> nn.Module:
             twin.weight.copy_(module.weight.permute(3, 2, 0, 1))
             if twin.bias is not None and module.bias is not None:
                 twin.bias.copy_(module.bias)
-        return twin
+        return nn.Sequential(nn.Upsample(scale_factor=module.scale), twin) if isinstance(module, Upsampling) else twin
     raise TypeError(f"{type(module).__name__} has no twin in torch.nn")
 
 

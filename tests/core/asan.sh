@@ -12,6 +12,9 @@ print(hashlib.sha256(b''.join(p.read_bytes() for p in sorted(pathlib.Path('core/
 cc -O1 -g -std=gnu11 -fPIC -shared -fsanitize=address -fno-omit-frame-pointer -DCLEARFOLD_SOURCES="\"$digest\"" \
     "$work"/core/kernels/*.c -o "$work/core/kernels/_kernels.so" -lpthread
 cd "$work"
+# A build that can't be loaded must not pass for want of kernels to test.
 # Python itself and torch keep memory to their end: leaks are not looked for.
-LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-    python3 -m pytest -p no:cacheprovider tests/core/test_kernels.py -k "not environment and not refused" "$@"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1
+watched=$(cc -print-file-name=libasan.so)
+LD_PRELOAD=$watched python3 -c "from core import kernels; assert kernels.available(), kernels.why()"
+LD_PRELOAD=$watched python3 -m pytest -p no:cacheprovider tests/core/test_kernels.py -k "not environment and not refused" "$@"
