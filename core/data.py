@@ -44,17 +44,28 @@ def pixels(path: Path) -> Tensor:
 def read(path: Path) -> Tensor:
     """One photograph as (H, W, 3) uint8, its longest side at most LONGEST_SIDE."""
     photo = pixels(path)
-    S = -(-max(photo.shape[:2]) // LONGEST_SIDE)
-    H, W = photo.shape[0] // S, photo.shape[1] // S
-    photo = photo[: H * S, : W * S].reshape(H, S, W, S, 3).mean((1, 3))
-    return photo.mul(255).round().to(torch.uint8)
+    return _shrunk(photo.mul(255), -(-max(photo.shape[:2]) // LONGEST_SIDE))
+
+
+def _shrunk(picture: Tensor, by: int) -> Tensor:
+    """(H, W, 3) in 8-bit steps -> the means of blocks of by x by, uint8."""
+    H, W = picture.shape[0] // by, picture.shape[1] // by
+    blocks = picture[: H * by, : W * by].reshape(H, by, W, by, 3)
+    return blocks.float().mean((1, 3)).round().to(torch.uint8)
 
 
 class Photographs:
-    """Pictures to cut patches from, each drawn in proportion to its area."""
+    """Pictures to cut patches from, each drawn in proportion to its area; each also at half its size, a quarter and so on.
+
+    The smaller ones are sharper and freer of JPEG's traces than what a camera wrote.
+    """
 
     def __init__(self, pictures: Sequence[Tensor], patch: int) -> None:
-        self.pictures = [p for p in pictures if min(p.shape[:2]) >= patch]
+        self.pictures = []
+        for picture in pictures:
+            while min(picture.shape[:2]) >= patch:
+                self.pictures.append(picture)
+                picture = _shrunk(picture, 2)
         if not self.pictures:
             raise DataError(f"none of {len(pictures)} pictures has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
         self.patch = patch
@@ -73,6 +84,24 @@ class Photographs:
             cut = picture[y : y + P, x : x + P].rot90(turn % 4)
             out[i] = cut.flip(1) if turn >= 4 else cut
         return out.float().div_(255)
+
+
+GREY = 0.1
+"""The share of pictures that lose their colours."""
+DEVELOPED = 0.5
+"""The share of pictures that are developed anew: other gamma, contrast and saturation."""
+
+
+def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, H, W, 3) in [0, 1] -> the same, some as another photographer would have developed them and some in grey."""
+    N = len(pictures)
+    kind, gamma, contrast, saturation = (t.view(N, 1, 1, 1) for t in torch.rand(4, N, generator=generator))
+    grey = pictures.mean(3, keepdim=True)
+    other = (grey + (0.4 + 1.4 * saturation) * (pictures - grey)).clamp_(0, 1) ** torch.exp(0.8 * gamma - 0.4)
+    middle = other.mean((1, 2, 3), keepdim=True)
+    other = (middle + (0.6 + 0.8 * contrast) * (other - middle)).clamp_(0, 1)
+    pictures = torch.where(kind < DEVELOPED, other, pictures)
+    return torch.where(kind >= 1 - GREY, grey, pictures)
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

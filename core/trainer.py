@@ -31,7 +31,9 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. `sigma` is the range of noise levels in [0, 1] image units; sizes are in pixels, times in seconds."""
+    """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
+    in place of Gaussian noise (see `core.noise`); sizes are in pixels, times in seconds.
+    """
 
     data: tuple[Path, ...]
     out: Path
@@ -39,6 +41,7 @@ class Recipe:
     batch: int = 16
     patch: int = 96
     sigma: tuple[float, float] = (0.0, 55 / 255)
+    photographic: float = 0.0
     lr: float = 1e-3
     warm_up: int = 200
     average: float = 0.999
@@ -59,6 +62,8 @@ class Recipe:
             raise TrainingError(f"patch (={self.patch}) must be a multiple of {MULTIPLE}, and not 0: try 96")
         if not 0 <= self.sigma[0] <= self.sigma[1] <= 1:
             raise TrainingError(f"sigma (={self.sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps")
+        if not 0 <= self.photographic <= 1:
+            raise TrainingError(f"photographic (={self.photographic}) must be a share from 0 to 1: try 0.3")
         if not self.lr > 0:
             raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
         if not self.clip > 0:
@@ -231,7 +236,8 @@ class _Run:
                 "loss": "L1",
                 "optimiser": f"Adam {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}, "
                 f"derivatives clipped to {recipe.clip:g}",
-                "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform",
+                "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform"
+                + f"; a camera's in {recipe.photographic:.0%} of the patches" * (recipe.photographic > 0),
                 "started from": recipe.initial.name if recipe.initial else "random weights",
                 "seed": recipe.seed,
             },
@@ -272,10 +278,11 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int) -> Iterator
     """
     for step in range(first, recipe.steps):
         generator = data.generator_of(recipe.seed, step)
-        clean = pictures.batch(recipe.batch, generator)
+        clean = data.vary(pictures.batch(recipe.batch, generator), generator)
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
-        yield noise.add_gaussian(clean, sigma, generator), clean, sigma
+        noisy, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
+        yield noisy, clean, sigma
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

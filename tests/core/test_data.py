@@ -101,8 +101,33 @@ def test_a_batch_is_in_0_to_1_and_is_the_files_levels(generator: torch.Generator
 
 def test_pictures_are_drawn_in_proportion_to_their_area(generator: torch.Generator) -> None:
     dark, light = torch.zeros(10, 10, 3, dtype=torch.uint8), torch.full((30, 10, 3), 255, dtype=torch.uint8)
-    batch = data.Photographs([dark, light], 2).batch(4000, generator)
+    batch = data.Photographs([dark, light], 6).batch(4000, generator)  # a patch fits into neither at half its size
     assert batch[:, 0, 0, 0].mean().item() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 4000) ** 0.5)
+
+
+def test_every_picture_comes_at_half_its_size_too_while_a_patch_fits() -> None:
+    picture = numbered(17, 33)
+    photographs = data.Photographs([picture], 4)
+    assert [tuple(p.shape) for p in photographs.pictures] == [(17, 33, 3), (8, 16, 3), (4, 8, 3)]
+    by_hand = [[picture[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].float().sum((0, 1)) / 4 for x in range(16)] for y in range(8)]
+    half = torch.stack([torch.stack(row) for row in by_hand]).round()
+    assert torch.equal(photographs.pictures[1].float(), half)
+
+
+def test_pictures_vary_in_development_and_some_are_grey(generator: torch.Generator) -> None:
+    pictures = torch.stack([photo(12, 14)] * 400)
+    varied = data.vary(pictures, generator)
+    assert varied.min() >= 0
+    assert varied.max() <= 1
+    same = (varied == pictures).flatten(1).all(1)
+    grey = (varied == varied[..., :1]).flatten(1).all(1)
+    assert same.float().mean().item() == pytest.approx(1 - data.DEVELOPED - data.GREY, abs=0.08)
+    assert grey.float().mean().item() == pytest.approx(data.GREY, abs=0.05)
+    other = varied[~same & ~grey]
+    spread = (other.std((1, 2, 3)) / photo(12, 14).std()).log()
+    assert spread.max() > 0.1
+    assert spread.min() < -0.1
+    torch.testing.assert_close(varied[grey][0], photo(12, 14).mean(2, keepdim=True).expand(-1, -1, 3))
 
 
 def test_pictures_smaller_than_a_patch_are_left_out(generator: torch.Generator) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import noise
+from core import metrics, noise
 from tests.core.made import photo
 
 
@@ -48,6 +48,85 @@ def test_each_picture_of_a_batch_has_its_own_level(generator: torch.Generator) -
     assert torch.equal(noisy[0], clean[0])
     assert noisy[1].std().item() == pytest.approx(0.1, rel=0.03)
     assert noisy[2].std().item() == pytest.approx(0.2, rel=0.03)
+
+
+class TestPhotographic:
+    """A camera's noise, against what is known of each step."""
+
+    def test_is_in_8bit_steps_and_leaves_the_scene_where_it_was(self, generator: torch.Generator) -> None:
+        scene = photo(96, 128)
+        for _ in range(8):
+            noisy = noise.add_photographic(scene, generator)
+            assert noisy.shape == scene.shape
+            assert torch.equal(noisy, metrics.to_8bit(noisy))
+            assert 0.5 / 255 < (noisy - scene).square().mean().sqrt().item() < 60 / 255
+            assert (noisy - scene).mean().abs() < 0.02
+
+    def test_a_mosaic_has_one_channel_a_pixel_and_twice_as_much_green(self) -> None:
+        for turn in range(4):
+            mosaic = noise._bayer(6, 8, turn)
+            assert torch.equal(mosaic.sum(2), torch.ones(6, 8))
+            assert mosaic.sum((0, 1)).tolist() == [12, 24, 12]
+
+    @pytest.mark.parametrize("turn", range(4))
+    def test_demosaicing_interpolates_between_what_is_there(self, turn: int) -> None:
+        """A plane through the values is interpolated to itself, away from the edges."""
+        y, x = torch.arange(12.0)[:, None, None], torch.arange(14.0)[:, None]
+        plane = 1 + 2 * y + 3 * x + torch.tensor([0.0, 100, 200])
+        mosaic = plane * noise._bayer(12, 14, turn)
+        torch.testing.assert_close(noise._demosaic(mosaic)[1:-1, 1:-1], plane[1:-1, 1:-1])
+
+    def test_a_blur_keeps_the_mean_and_has_the_deviation_asked_for(self) -> None:
+        point = torch.zeros(15, 15, 1)
+        point[7, 7] = 1
+        spread = noise._blur(point, 0.8)[..., 0]
+        distance = torch.arange(15.0) - 7
+        assert spread.sum().item() == pytest.approx(1)
+        assert (spread.sum(1) * distance**2).sum().item() == pytest.approx(0.64, rel=0.02)
+        assert torch.allclose(spread, spread.T)
+
+    def test_noise_of_neighbours_goes_together_as_white_noise_does_not(self, generator: torch.Generator) -> None:
+        grey = torch.full((128, 128, 3), 0.4)
+        together = []
+        for _ in range(6):
+            added = noise.add_photographic(grey, generator) - grey
+            added = added - added.mean((0, 1))
+            together.append(((added[1:] * added[:-1]).mean() / added.square().mean()).item())
+        assert min(together) > 0.15
+
+    def test_light_parts_are_noisier_in_raw_light(self, generator: torch.Generator) -> None:
+        """Photon noise: after gamma, whose slope is known, the variance still rises with the signal."""
+        halves = torch.cat((torch.full((64, 128, 3), 0.3), torch.full((64, 128, 3), 0.8)))
+        ratio = 0.0
+        for _ in range(8):
+            added = noise.add_photographic(halves, generator)
+            raw = added**noise.GAMMA
+            ratio += (raw[64:].var() / raw[:64].var()).log().item() / 8
+        assert ratio > 0.5
+
+
+class TestEither:
+    def test_the_level_told_is_that_of_what_was_added(self, generator: torch.Generator) -> None:
+        clean = torch.stack([photo(64, 64, seed) for seed in range(12)])
+        noisy, level = noise.add_either(clean, torch.full((12, 1, 1, 1), 0.1), 0.5, generator)
+        measured = (noisy - clean).square().mean((1, 2, 3)).sqrt()
+        torch.testing.assert_close(level.flatten(), measured, rtol=0.05, atol=0)
+        from_camera = [torch.equal(picture, metrics.to_8bit(picture)) for picture in noisy]
+        assert 2 <= sum(from_camera) <= 10
+        assert all(told == pytest.approx(0.1) or camera for told, camera in zip(level.flatten().tolist(), from_camera, strict=True))
+
+    @pytest.mark.parametrize("photographic", [0.0, 1.0])
+    def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator) -> None:
+        clean = torch.stack((photo(32, 32), photo(32, 32)[..., :1].expand(-1, -1, 3)))
+        noisy, _ = noise.add_either(clean, torch.full((2, 1, 1, 1), 0.1), photographic, generator)
+        assert not torch.equal(noisy[0, ..., 0], noisy[0, ..., 1])
+        assert torch.equal(noisy[1], noisy[1, ..., :1].expand(-1, -1, 3))
+        assert not torch.equal(noisy[1], clean[1])
+
+    def test_the_levels_given_are_not_changed(self, generator: torch.Generator) -> None:
+        sigma = torch.full((4, 1, 1, 1), 0.1)
+        noise.add_either(torch.stack([photo(32, 32)] * 4), sigma, 1.0, generator)
+        assert torch.equal(sigma, torch.full((4, 1, 1, 1), 0.1))
 
 
 def flat(H: int, W: int) -> Tensor:

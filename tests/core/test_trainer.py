@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core import DataError, Denoiser, DeviceError, WeightsError, metrics, networks, noise, trainer, weights
+from core import DataError, Denoiser, DeviceError, WeightsError, kernels, metrics, networks, noise, trainer, weights
 from core.nn import L1
 from core.trainer import Progress, Recipe, TrainingError
 from tests.core.made import flat, photo, refused, save, small
@@ -263,13 +263,15 @@ class TestOnASmallNetwork:
         assert not set(one) & set(other)
 
     def test_in_bfloat16_the_master_weights_stay_in_float32(self, recipe: Make) -> None:
+        own = kernels.take(torch.bfloat16, torch.device("cpu"))
+        finer = own is not None and own.factors == torch.float32  # kernels of a processor without bfloat16 multiply in float32
         coarse = run(recipe(dtype="bfloat16", steps=3))
         stored = load_file(recipe().checkpoint)
         assert {value.dtype for value in stored.values()} == {torch.float32}
         fine = run(recipe(steps=3))
         for a, b in zip(coarse, fine, strict=True):
             assert a.loss == pytest.approx(b.loss, rel=0.02)
-            assert a.loss != b.loss
+            assert (a.loss == b.loss) == finer
 
     def test_the_first_step_moves_no_weight_further_than_its_warm_learning_rate(self, recipe: Make) -> None:
         run_until(1, recipe(lr=0.01, warm_up=4))
