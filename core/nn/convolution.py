@@ -95,7 +95,8 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: B
     own = _kernel(x, factors)
     if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
         return own.weight_gradient(x, dy, border)
-    return products.weight_gradient(x, dy, kernel, stride, border, factors)
+    # Where kernels have no fast bfloat16, its products would be slower still.
+    return products.weight_gradient(x, dy, kernel, stride, border, own.factors if own else factors)
 
 
 def data_gradient(
