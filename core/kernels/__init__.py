@@ -137,7 +137,8 @@ class Kernels:
         Cp, Fp = _up(C, self.lanes), _up(F, self.lanes)
         tile_bytes = POINTS * (Cp + Fp) * self.factors.itemsize
         tiles = _up(min(N * -(-Ho // 4) * -(-Wo // 4), max(GRADIENT_BYTES // tile_bytes, GRADIENT_TILES)), 2)
-        v, d = (torch.empty(POINTS * tiles * channels, dtype=self.factors) for channels in (Cp, Fp))
+        line = 64 // self.factors.itemsize
+        v, d = (torch.empty(POINTS * (tiles * channels + line), dtype=self.factors) for channels in (Cp + line, Fp))
         du, dw = torch.empty(POINTS * Cp * Fp), torch.empty(3, 3, C, F)
         self._run(
             "winograd_gradient",

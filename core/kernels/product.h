@@ -4,37 +4,47 @@
 
 static inline long NAME(round_up)(long n, long to) { return (n + to - 1) / to * to; }
 
-/* m (ROWS x columns) = v (ROWS x C) u (C x columns), the sums in registers. */
-INLINE void NAME(product_of)(const factor *v, long row, const factor *u, long C, float *m, const int columns) {
+/* Two factor matrices, to be multiplied: element (i, c) of the left one lies at v + i * row + c * step, where the PAIR of elements from c
+ * on lies together; the right one is packed as [C/PAIR][columns * VW][PAIR]. */
+typedef struct {
+  const factor *v;
+  long row, step;
+  const factor *u;
+  long C;
+} NAME(pair_of_matrices);
+
+/* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. */
+INLINE void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
   vec sum[ROWS][COLUMNS];
 #pragma GCC unroll 8
-  for (int i = 0; i < ROWS; i++)
+  for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) sum[i][j] = zero();
-  for (long c = 0; c < C; c += PAIR) {
+    for (int j = 0; j < columns; j++) sum[i][j] = more ? load(m + i * along + j * VW) : zero();
+  for (long c = 0; c < by.C; c += PAIR) {
     factors right[COLUMNS];
 #pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) right[j] = load_factors(u + (c * columns + j * PAIR) * VW);
+    for (int j = 0; j < columns; j++) right[j] = load_factors(by.u + (c * columns + j * PAIR) * VW);
 #pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++) {
-      factors left = all_factors(v + i * row + c);
+    for (int i = 0; i < rows; i++) {
+      factors left = all_factors(by.v + i * by.row + c * by.step);
 #pragma GCC unroll 8
       for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left, right[j]);
     }
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < ROWS; i++)
+  for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) store(m + (i * columns + j) * VW, sum[i][j]);
+    for (int j = 0; j < columns; j++) store(m + i * along + j * VW, sum[i][j]);
 }
 
 static void NAME(product)(const factor *v, long row, const factor *u, long C, float *m, int columns) {
+  NAME(pair_of_matrices) by = {v, row, 1, u, C};
   switch (columns) {
-    case 1: NAME(product_of)(v, row, u, C, m, 1); break;
-    case 2: NAME(product_of)(v, row, u, C, m, 2); break;
+    case 1: NAME(product_of)(by, m, VW, 0, ROWS, 1); break;
+    case 2: NAME(product_of)(by, m, 2 * VW, 0, ROWS, 2); break;
 #if !defined(CLEARFOLD_AVX2)
-    case 3: NAME(product_of)(v, row, u, C, m, 3); break;
-    case 4: NAME(product_of)(v, row, u, C, m, 4); break;
+    case 3: NAME(product_of)(by, m, 3 * VW, 0, ROWS, 3); break;
+    case 4: NAME(product_of)(by, m, 4 * VW, 0, ROWS, 4); break;
 #endif
   }
 }

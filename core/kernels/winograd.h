@@ -82,6 +82,8 @@ INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, lo
 #pragma GCC unroll 6
       for (int a = 0; a < WINDOW; a++) d[a] = load_any(x->data, rows[a] + b * C, VW, half);
       to_points(d, 1, t + b, WINDOW);
+#pragma GCC unroll 6
+      for (int a = 0; a < WINDOW && b >= WINDOW - TILE; a++) prefetch_any(x->data, rows[a] + (b + TILE) * C, half); /* the next tile's */
     }
   } else {
     for (int b = 0; b < WINDOW; b++) {
@@ -205,84 +207,100 @@ void NAME(winograd)(clearfold_convolution *job) {
 
 /* ---- weight gradient -------------------------------------------------------------------------------------------------------------- */
 
-/* dw = Gt [ sum over tiles of (Bt d B) . (A dy At) ] G. The sum is 36 products again, (C x tiles) by (tiles x F), for which both sides
- * are laid out in lines of VW channels of PAIR tiles. */
+/* dw = Gt [ sum over tiles of (Bt d B) . (A dy At) ] G. The sum is 36 products again, (C x tiles) by (tiles x F). Tiles are laid out a
+ * few hundred at a time, v as [point][tile/PAIR][C][PAIR], and d as a product's right side: [point][columns][tile/PAIR][column][PAIR]. */
 
-enum { HIGH = VW == 16 ? 8 : 4, BROAD = 2 }; /* rows and vectors of columns of one product's registers */
+enum { LINE = 64 / sizeof(factor), STRETCH = 128 }; /* tiles that a product sums up before it goes on to the next columns */
+
+/* Elements from one tile's row of v to the next, and from one point to the next: a line more, lest all 36 meet in one set of the cache. */
+INLINE long NAME(gradient_row)(long Cp) { return Cp + LINE / PAIR; }
+INLINE long NAME(gradient_point)(long tiles, long row) { return tiles * row + LINE; }
+
+/* A 4x4 block of derivatives at all 36 points, m[i * 6 + j] = (A dy At)[i][j], for the channels f..f+VW. */
+INLINE void NAME(block_at_points)(const clearfold_gradient *job, place at, long f, vec m[POINTS]) {
+  vec y[TILE], h[WINDOW * TILE];
+  long Ho = job->Ho, Wo = job->Wo, F = job->F;
+  if (at.i + TILE <= Ho && at.j + TILE <= Wo && f + VW <= F) {
+    long rows[TILE];
+    for (int a = 0; a < TILE; a++) rows[a] = clearfold_row(&job->dy, at.n, at.i + a, Wo * F) + at.j * F + f;
+#pragma GCC unroll 4
+    for (int b = 0; b < TILE; b++) {
+#pragma GCC unroll 4
+      for (int a = 0; a < TILE; a++) y[a] = load_any(job->dy.data, rows[a] + b * F, VW, job->dy.half);
+      to_points_adjoint(y, 1, h + b, TILE);
+#pragma GCC unroll 4
+      for (int a = 0; a < TILE; a++) prefetch_any(job->dy.data, rows[a] + (b + TILE) * F, job->dy.half);
+    }
+  } else {
+    for (int b = 0; b < TILE; b++) {
+      for (int a = 0; a < TILE; a++) y[a] = NAME(pixel)(&job->dy, job->dy.half, Ho, Wo, F, at.n, at.i + a, at.j + b, f);
+      to_points_adjoint(y, 1, h + b, TILE);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < WINDOW; i++) to_points_adjoint(h + i * TILE, 1, m + i * WINDOW, 1);
+}
 
 static void NAME(gradient_points_body)(void *p) {
   clearfold_gradient *job = p;
   long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW);
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
+  long row = NAME(gradient_row)(Cp), point_v = NAME(gradient_point)(T, row), point_d = NAME(gradient_point)(T, Fp);
   factor *v = job->v, *d = job->d;
   for (long t; (t = clearfold_next(&job->next, T / PAIR)) >= 0;) {
     vec both[2][POINTS];
+    place at[PAIR];
+    int there[PAIR];
+    for (int q = 0; q < PAIR; q++) {
+      long tile = job->first + t * PAIR + q;
+      at[q] = place_of(tile, across, down), there[q] = tile < tiles;
+      if (!there[q]) for (int k = 0; k < POINTS; k++) both[q][k] = zero();
+    }
     for (long c = 0; c < Cp; c += VW) {
       for (int q = 0; q < PAIR; q++) {
-        long tile = job->first + t * PAIR + q;
-        place at = place_of(tile, across, down);
-        if (tile >= tiles) { for (int k = 0; k < POINTS; k++) both[q][k] = zero(); continue; }
-        at.i -= job->top, at.j -= job->left;
-        NAME(window_at_points)(&job->x, job->x.half, job->H, job->W, job->C, at, c, both[q]);
+        place from = {at[q].n, at[q].i - job->top, at[q].j - job->left};
+        if (there[q]) NAME(window_at_points)(&job->x, job->x.half, job->H, job->W, job->C, from, c, both[q]);
       }
-      for (int k = 0; k < POINTS; k++) store_pair(v + ((k * Cp + c) * T + t * VW * PAIR), both[0][k], both[PAIR - 1][k]);
+#pragma GCC unroll 36
+      for (int k = 0; k < POINTS; k++) store_pair(v + k * point_v + (t * row + c) * PAIR, both[0][k], both[PAIR - 1][k]);
     }
     for (long f = 0; f < Fp; f += VW) {
-      for (int q = 0; q < PAIR; q++) {
-        long tile = job->first + t * PAIR + q;
-        place at = place_of(tile, across, down);
-        if (tile >= tiles) { for (int k = 0; k < POINTS; k++) both[q][k] = zero(); continue; }
-        vec y[TILE], h[WINDOW * TILE];
-        for (int b = 0; b < TILE; b++) {
-          for (int a = 0; a < TILE; a++) y[a] = NAME(pixel)(&job->dy, job->dy.half, job->Ho, job->Wo, job->F, at.n, at.i + a, at.j + b, f);
-          to_points_adjoint(y, 1, h + b, TILE);
-        }
-#pragma GCC unroll 6
-        for (int i = 0; i < WINDOW; i++) to_points_adjoint(h + i * TILE, 1, both[q] + i * WINDOW, 1);
-      }
-      for (int k = 0; k < POINTS; k++) store_pair(d + ((k * Fp + f) * T + t * VW * PAIR), both[0][k], both[PAIR - 1][k]);
+      long chunk = f / (COLUMNS * VW) * (COLUMNS * VW), width = Fp - chunk < COLUMNS * VW ? Fp - chunk : COLUMNS * VW;
+      for (int q = 0; q < PAIR; q++)
+        if (there[q]) NAME(block_at_points)(job, at[q], f, both[q]);
+#pragma GCC unroll 36
+      for (int k = 0; k < POINTS; k++) store_pair(d + k * point_d + chunk * T + (t * width + f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
     }
   }
 }
 
-/* du (HIGH rows x columns) += v (HIGH x T) d (T x columns) */
-INLINE void NAME(gradient_product_of)(const factor *v, const factor *d, long panel, long T, float *du, long row, int more, const int columns) {
-  vec sum[HIGH][BROAD];
-#pragma GCC unroll 8
-  for (int i = 0; i < HIGH; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) sum[i][j] = more ? load(du + i * row + j * VW) : zero();
-  for (long t = 0; t < T; t += PAIR) {
-    factors right[BROAD];
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) right[j] = load_factors(d + j * panel + t * VW);
-#pragma GCC unroll 8
-    for (int i = 0; i < HIGH; i++) {
-      factors left = all_factors(v + t * VW + i * PAIR);
-#pragma GCC unroll 8
-      for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left, right[j]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < HIGH; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) store(du + i * row + j * VW, sum[i][j]);
+/* ROWS rows and what they leave over: padded channels come in eights, so an even number. */
+INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, float *du, long along, int more, long rows, const int columns) {
+  for (; rows >= ROWS; rows -= ROWS, by.v += ROWS * PAIR, du += ROWS * along) NAME(product_of)(by, du, along, more, ROWS, columns);
+  if (rows == 4) NAME(product_of)(by, du, along, more, 4, columns);
+  if (rows == 2) NAME(product_of)(by, du, along, more, 2, columns);
 }
 
 static void NAME(gradient_products_body)(void *p) {
   clearfold_gradient *job = p;
-  long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW);
+  long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = COLUMNS * VW, chunks = (Fp + wide - 1) / wide;
+  long row = NAME(gradient_row)(Cp), point_v = NAME(gradient_point)(T, row), point_d = NAME(gradient_point)(T, Fp);
   const factor *v = job->v, *d = job->d;
-  int more = job->first > 0;
-  for (long piece; (piece = clearfold_next(&job->next, POINTS * Cp / VW)) >= 0;) {
-    long k = piece / (Cp / VW), c = piece % (Cp / VW) * VW;
-    for (long f = 0; f < Fp; f += BROAD * VW)
-      for (long h = 0; h < VW; h += HIGH) {
-        const factor *left = v + (k * Cp + c) * T + h * PAIR, *right = d + (k * Fp + f) * T;
-        float *du = job->du + (k * Cp + c + h) * Fp + f;
-        if (Fp - f >= BROAD * VW) NAME(gradient_product_of)(left, right, T * VW, T, du, Fp, more, 2);
-        else NAME(gradient_product_of)(left, right, T * VW, T, du, Fp, more, 1);
+  for (long piece; (piece = clearfold_next(&job->next, POINTS * chunks)) >= 0;) {
+    long k = piece / chunks, chunk = piece % chunks * wide, columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
+    float *du = job->du + k * Cp * Fp + chunk;
+    for (long t = 0; t < T; t += STRETCH) {
+      NAME(pair_of_matrices) by = {v + k * point_v + t * row, PAIR, row, d + k * point_d + chunk * T + t * columns * VW, T - t < STRETCH ? T - t : STRETCH};
+      int more = job->first > 0 || t > 0;
+      switch (columns) {
+        case 1: NAME(gradient_rows)(by, du, Fp, more, Cp, 1); break;
+        case 2: NAME(gradient_rows)(by, du, Fp, more, Cp, 2); break;
+#if !defined(CLEARFOLD_AVX2)
+        case 3: NAME(gradient_rows)(by, du, Fp, more, Cp, 3); break;
+        case 4: NAME(gradient_rows)(by, du, Fp, more, Cp, 4); break;
+#endif
       }
+    }
   }
 }
 

@@ -1,0 +1,72 @@
+/* AVX-512 and its bfloat16 out of plain C, for machines that lack them: the intrinsics that the kernels use, lane by lane as Intel's
+ * intrinsics guide defines them. Stands before the compiler's own header, which still gives AVX2. For tests only: it is slow. */
+#include_next <immintrin.h>
+
+typedef float f16 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef int i16 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef unsigned u16 __attribute__((vector_size(64), aligned(1), may_alias));
+typedef unsigned short h16 __attribute__((vector_size(32), aligned(1), may_alias));
+typedef unsigned short h32 __attribute__((vector_size(64), aligned(1), may_alias));
+#define EMULATED static inline __attribute__((always_inline))
+#define ALL(n) for (int l = 0; l < n; l++)
+
+EMULATED __m512 all_(float x) { f16 y; ALL(16) y[l] = x; return (__m512)y; }
+EMULATED __m512i all_int_(int x) { i16 y; ALL(16) y[l] = x; return (__m512i)y; }
+EMULATED __m512 load_(const void *p) { f16 y; __builtin_memcpy(&y, p, 64); return (__m512)y; }
+EMULATED void store_(void *p, __m512 x) { __builtin_memcpy(p, &x, 64); }
+EMULATED __m512 fused_(__m512 a, __m512 b, __m512 c) { f16 y; ALL(16) y[l] = __builtin_fmaf(a[l], b[l], c[l]); return (__m512)y; }
+EMULATED __m512 most_(__m512 a, __m512 b) { f16 y; ALL(16) y[l] = a[l] > b[l] ? a[l] : b[l]; return (__m512)y; } /* b, if one is NaN */
+EMULATED __mmask16 compared_(__m512 a, __m512 b, int how) {
+  __mmask16 m = 0;
+  ALL(16) m |= (how == _CMP_GT_OQ ? a[l] > b[l] : __builtin_isunordered(a[l], b[l])) << l; /* the two that are used */
+  return m;
+}
+EMULATED __m512i widened_(__m256i x) { i16 y; ALL(16) y[l] = ((h16)x)[l]; return (__m512i)y; }
+EMULATED __m256i narrowed_(__m512i x) { h16 y; ALL(16) y[l] = (unsigned short)((u16)x)[l]; return (__m256i)y; }
+EMULATED unsigned short rounded_(float x) { /* to nearest even; NaN stays NaN, what is denormal becomes zero */
+  unsigned i;
+  __builtin_memcpy(&i, &x, 4);
+  if (x != x) return i >> 16 | 0x40;
+  return (i & 0x7f800000) ? (i + 0x7fff + (i >> 16 & 1)) >> 16 : i >> 31 << 15;
+}
+EMULATED float wide_(unsigned short x) { unsigned i = (unsigned)x << 16; float y; __builtin_memcpy(&y, &i, 4); return y; }
+EMULATED __m256bh halved_(__m512 x) { h16 y; ALL(16) y[l] = rounded_(x[l]); return (__m256bh)y; }
+EMULATED __m512bh halved_both_(__m512 a, __m512 b) { h32 y; ALL(16) y[l] = rounded_(b[l]), y[l + 16] = rounded_(a[l]); return (__m512bh)y; }
+EMULATED __m512 dot_(__m512 sum, __m512bh a, __m512bh b) {
+  f16 y = (f16)sum;
+  h32 p = (h32)a, q = (h32)b;
+  ALL(16) y[l] += wide_(p[2 * l + 1]) * wide_(q[2 * l + 1]) + wide_(p[2 * l]) * wide_(q[2 * l]);
+  return (__m512)y;
+}
+EMULATED __m512i chosen_(__m512i which, __m512i from) { h32 y; ALL(32) y[l] = ((h32)from)[((h32)which)[l] & 31]; return (__m512i)y; }
+EMULATED __m512i masked_int_(__m512i other, __mmask16 m, __m512i x) { i16 y; ALL(16) y[l] = m >> l & 1 ? ((i16)x)[l] : ((i16)other)[l]; return (__m512i)y; }
+EMULATED __m512 masked_(__mmask16 m, __m512 x) { f16 y; ALL(16) y[l] = m >> l & 1 ? x[l] : 0; return (__m512)y; }
+
+#define _mm512_setzero_ps() all_(0)
+#define _mm512_set1_ps all_
+#define _mm512_set1_epi32 all_int_
+#define _mm512_loadu_ps load_
+#define _mm512_loadu_si512(p) ((__m512i)load_(p))
+#define _mm512_storeu_ps store_
+#define _mm512_storeu_si512(p, x) store_(p, (__m512)(x))
+#define _mm512_add_ps(a, b) ((__m512)((f16)(a) + (f16)(b)))
+#define _mm512_sub_ps(a, b) ((__m512)((f16)(a) - (f16)(b)))
+#define _mm512_mul_ps(a, b) ((__m512)((f16)(a) * (f16)(b)))
+#define _mm512_fmadd_ps fused_
+#define _mm512_fnmadd_ps(a, b, c) fused_((__m512)(-(f16)(a)), b, c)
+#define _mm512_max_ps most_
+#define _mm512_cmp_ps_mask compared_
+#define _mm512_maskz_mov_ps masked_
+#define _mm512_mask_mov_epi32 masked_int_
+#define _mm512_castps_si512(x) ((__m512i)(x))
+#define _mm512_castsi512_ps(x) ((__m512)(x))
+#define _mm512_and_si512(a, b) ((__m512i)((u16)(a) & (u16)(b)))
+#define _mm512_add_epi32(a, b) ((__m512i)((u16)(a) + (u16)(b)))
+#define _mm512_slli_epi32(x, n) ((__m512i)((u16)(x) << (n)))
+#define _mm512_srli_epi32(x, n) ((__m512i)((u16)(x) >> (n)))
+#define _mm512_cvtepu16_epi32 widened_
+#define _mm512_cvtepi32_epi16 narrowed_
+#define _mm512_cvtneps_pbh halved_
+#define _mm512_cvtne2ps_pbh halved_both_
+#define _mm512_dpbf16_ps dot_
+#define _mm512_permutexvar_epi16 chosen_
