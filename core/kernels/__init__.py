@@ -28,10 +28,6 @@ SETS: dict[str, tuple[int, torch.dtype]] = {
 """The instruction sets, best first: floats in a vector, and the dtype of what products multiply. Sums are float32 in all."""
 
 POINTS = 36
-GRADIENT_BYTES = 4 << 20
-"""What a weight gradient lays out at a time: it is read again many times, so it stays in the processor's last cache."""
-GRADIENT_TILES = 128
-"""At least so many tiles at a time, however many their channels."""
 
 
 class KernelError(RuntimeError):
@@ -135,15 +131,11 @@ class Kernels:
         """That of a 3x3 convolution of stride 1: (3, 3, C, F) in float32."""
         (N, H, W, C), (_, Ho, Wo, F) = x.shape, dy.shape
         Cp, Fp = _up(C, self.lanes), _up(F, self.lanes)
-        tile_bytes = POINTS * (Cp + Fp) * self.factors.itemsize
-        tiles = _up(min(N * -(-Ho // 4) * -(-Wo // 4), max(GRADIENT_BYTES // tile_bytes, GRADIENT_TILES)), 2)
-        line = 64 // self.factors.itemsize
-        v, d = (torch.empty(POINTS * (tiles * channels + line), dtype=self.factors) for channels in (Cp + line, Fp))
-        du, dw = torch.empty(POINTS * Cp * Fp), torch.empty(3, 3, C, F)
+        shares = max(1, torch.get_num_threads() // 2)
+        du, dw = torch.empty(shares * POINTS * Cp * Fp), torch.empty(3, 3, C, F)
         self._run(
             "winograd_gradient",
-            x=_ring(x), dy=_ring(dy), v=v, d=d, du=du, dw=dw,
-            N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], block=tiles,
+            x=_ring(x), dy=_ring(dy), du=du, dw=dw, N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], shares=shares,
         )  # fmt: skip
         return dw
 
@@ -231,7 +223,7 @@ _CONVOLUTION = _job(
     "u bias",
     "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
 )
-_GRADIENT = _job("x dy", "v d du dw", "N H W C F Ho Wo top left threads block first next")
+_GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left shares threads next")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
     "direct_weights": _WEIGHTS,

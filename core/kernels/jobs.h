@@ -27,9 +27,8 @@ typedef struct {
 
 typedef struct {
   clearfold_rows x, dy; /* (N, H, W, C), (N, Ho, Wo, F) */
-  void *v, *d;          /* room for `block` tiles at 36 points */
-  float *du, *dw;       /* room for 36 points; (3, 3, C, F) */
-  long N, H, W, C, F, Ho, Wo, top, left, threads, block, first, next;
+  float *du, *dw;       /* (shares, 36, C, F), channels rounded up to whole vectors; (3, 3, C, F) */
+  long N, H, W, C, F, Ho, Wo, top, left, shares, threads, next; /* shares: of the tiles, each summed up by itself */
 } clearfold_gradient;
 
 /* Where row i of picture n begins, in elements. */

@@ -71,9 +71,9 @@ INLINE vec NAME(pixel)(const clearfold_rows *x, int half, long H, long W, long C
   return load_any(x->data, clearfold_row(x, n, i, W * C) + j * C + c, C - c, half);
 }
 
-/* A 6x6 window at all 36 points, v[i * 6 + j] = (Bt d B)[i][j], for the channels c..c+VW. */
-INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, long W, long C, place at, long c, vec v[POINTS]) {
-  vec t[POINTS], d[WINDOW];
+/* A 6x6 window at its points, v[i * 6 + j] = (Bt d B)[first + i][j] for i < count, in the channels c..c+VW. */
+INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, long W, long C, place at, long c, vec *v, const int first, const int count) {
+  vec t[POINTS], d[WINDOW], all_six[WINDOW];
   if (at.i >= 0 && at.j >= 0 && at.i + WINDOW <= H && at.j + WINDOW <= W && c + VW <= C) {
     long rows[WINDOW];
     for (int a = 0; a < WINDOW; a++) rows[a] = clearfold_row(x, at.n, at.i + a, W * C) + at.j * C + c;
@@ -81,18 +81,21 @@ INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, lo
     for (int b = 0; b < WINDOW; b++) {
 #pragma GCC unroll 6
       for (int a = 0; a < WINDOW; a++) d[a] = load_any(x->data, rows[a] + b * C, VW, half);
-      to_points(d, 1, t + b, WINDOW);
+      to_points(d, 1, all_six, 1);
+#pragma GCC unroll 6
+      for (int i = 0; i < count; i++) t[i * WINDOW + b] = all_six[first + i];
 #pragma GCC unroll 6
       for (int a = 0; a < WINDOW && b >= WINDOW - TILE; a++) prefetch_any(x->data, rows[a] + (b + TILE) * C, half); /* the next tile's */
     }
   } else {
     for (int b = 0; b < WINDOW; b++) {
       for (int a = 0; a < WINDOW; a++) d[a] = NAME(pixel)(x, half, H, W, C, at.n, at.i + a, at.j + b, c);
-      to_points(d, 1, t + b, WINDOW);
+      to_points(d, 1, all_six, 1);
+      for (int i = 0; i < count; i++) t[i * WINDOW + b] = all_six[first + i];
     }
   }
 #pragma GCC unroll 6
-  for (int i = 0; i < WINDOW; i++) to_points(t + i * WINDOW, 1, v + i * WINDOW, 1);
+  for (int i = 0; i < count; i++) to_points(t + i * WINDOW, 1, v + i * WINDOW, 1);
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------------------------- */
@@ -176,8 +179,8 @@ static void NAME(winograd_body)(void *p) {
       at.i -= job->top, at.j -= job->left;
       for (long c = 0; c < Cp; c += VW) {
         vec w[POINTS];
-        if (job->x.half) NAME(window_at_points)(&job->x, 1, job->H, job->W, C, at, c, w);
-        else NAME(window_at_points)(&job->x, 0, job->H, job->W, C, at, c, w);
+        if (job->x.half) NAME(window_at_points)(&job->x, 1, job->H, job->W, C, at, c, w, 0, WINDOW);
+        else NAME(window_at_points)(&job->x, 0, job->H, job->W, C, at, c, w, 0, WINDOW);
 #pragma GCC unroll 36
         for (int k = 0; k < POINTS; k++) store_factors(v + k * point_v + t * Cp + c, w[k]);
       }
@@ -207,18 +210,22 @@ void NAME(winograd)(clearfold_convolution *job) {
 
 /* ---- weight gradient -------------------------------------------------------------------------------------------------------------- */
 
-/* dw = Gt [ sum over tiles of (Bt d B) . (A dy At) ] G. The sum is 36 products again, (C x tiles) by (tiles x F). Tiles are laid out a
- * few hundred at a time, v as [point][tile/PAIR][C][PAIR], and d as a product's right side: [point][columns][tile/PAIR][column][PAIR]. */
+/* dw = Gt [ sum over tiles of (Bt d B) . (A dy At) ] G. The sum is 36 products again, (C x tiles) by (tiles x F).
+ *
+ * A thread computes half of the points by itself, rows 0 to 2 or 3 to 5 of the 6x6, for all tiles or, with more than two threads, a share
+ * of them: what it lays out is read by no other core, and nothing is waited for. (Laid out by all and multiplied by all, two threads were
+ * no faster than one.) v is [point][tile/PAIR][C][PAIR], d a product's right side: [point][columns][tile/PAIR][column][PAIR].
+ */
 
-enum { LINE = 64 / sizeof(factor), STRETCH = 128 }; /* tiles that a product sums up before it goes on to the next columns */
+enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2, STRETCH = 128 }; /* tiles laid out at a time */
 
-/* Elements from one tile's row of v to the next, and from one point to the next: a line more, lest all 36 meet in one set of the cache. */
+/* Elements from one tile's row of v to the next, and from one point to the next: a line more, lest all meet in one set of the cache. */
 INLINE long NAME(gradient_row)(long Cp) { return Cp + LINE / PAIR; }
 INLINE long NAME(gradient_point)(long tiles, long row) { return tiles * row + LINE; }
 
-/* A 4x4 block of derivatives at all 36 points, m[i * 6 + j] = (A dy At)[i][j], for the channels f..f+VW. */
-INLINE void NAME(block_at_points)(const clearfold_gradient *job, place at, long f, vec m[POINTS]) {
-  vec y[TILE], h[WINDOW * TILE];
+/* A 4x4 block of derivatives at its points, m[i * 6 + j] = (A dy At)[first + i][j] for i < count, in the channels f..f+VW. */
+INLINE void NAME(block_at_points)(const clearfold_gradient *job, int half, place at, long f, vec *m, const int first, const int count) {
+  vec y[TILE], h[WINDOW * TILE], all_six[WINDOW];
   long Ho = job->Ho, Wo = job->Wo, F = job->F;
   if (at.i + TILE <= Ho && at.j + TILE <= Wo && f + VW <= F) {
     long rows[TILE];
@@ -226,52 +233,22 @@ INLINE void NAME(block_at_points)(const clearfold_gradient *job, place at, long 
 #pragma GCC unroll 4
     for (int b = 0; b < TILE; b++) {
 #pragma GCC unroll 4
-      for (int a = 0; a < TILE; a++) y[a] = load_any(job->dy.data, rows[a] + b * F, VW, job->dy.half);
-      to_points_adjoint(y, 1, h + b, TILE);
+      for (int a = 0; a < TILE; a++) y[a] = load_any(job->dy.data, rows[a] + b * F, VW, half);
+      to_points_adjoint(y, 1, all_six, 1);
+#pragma GCC unroll 6
+      for (int i = 0; i < count; i++) h[i * TILE + b] = all_six[first + i];
 #pragma GCC unroll 4
-      for (int a = 0; a < TILE; a++) prefetch_any(job->dy.data, rows[a] + (b + TILE) * F, job->dy.half);
+      for (int a = 0; a < TILE; a++) prefetch_any(job->dy.data, rows[a] + (b + TILE) * F, half);
     }
   } else {
     for (int b = 0; b < TILE; b++) {
-      for (int a = 0; a < TILE; a++) y[a] = NAME(pixel)(&job->dy, job->dy.half, Ho, Wo, F, at.n, at.i + a, at.j + b, f);
-      to_points_adjoint(y, 1, h + b, TILE);
+      for (int a = 0; a < TILE; a++) y[a] = NAME(pixel)(&job->dy, half, Ho, Wo, F, at.n, at.i + a, at.j + b, f);
+      to_points_adjoint(y, 1, all_six, 1);
+      for (int i = 0; i < count; i++) h[i * TILE + b] = all_six[first + i];
     }
   }
 #pragma GCC unroll 6
-  for (int i = 0; i < WINDOW; i++) to_points_adjoint(h + i * TILE, 1, m + i * WINDOW, 1);
-}
-
-static void NAME(gradient_points_body)(void *p) {
-  clearfold_gradient *job = p;
-  long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW);
-  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
-  long row = NAME(gradient_row)(Cp), point_v = NAME(gradient_point)(T, row), point_d = NAME(gradient_point)(T, Fp);
-  factor *v = job->v, *d = job->d;
-  for (long t; (t = clearfold_next(&job->next, T / PAIR)) >= 0;) {
-    vec both[2][POINTS];
-    place at[PAIR];
-    int there[PAIR];
-    for (int q = 0; q < PAIR; q++) {
-      long tile = job->first + t * PAIR + q;
-      at[q] = place_of(tile, across, down), there[q] = tile < tiles;
-      if (!there[q]) for (int k = 0; k < POINTS; k++) both[q][k] = zero();
-    }
-    for (long c = 0; c < Cp; c += VW) {
-      for (int q = 0; q < PAIR; q++) {
-        place from = {at[q].n, at[q].i - job->top, at[q].j - job->left};
-        if (there[q]) NAME(window_at_points)(&job->x, job->x.half, job->H, job->W, job->C, from, c, both[q]);
-      }
-#pragma GCC unroll 36
-      for (int k = 0; k < POINTS; k++) store_pair(v + k * point_v + (t * row + c) * PAIR, both[0][k], both[PAIR - 1][k]);
-    }
-    for (long f = 0; f < Fp; f += VW) {
-      long chunk = f / (COLUMNS * VW) * (COLUMNS * VW), width = Fp - chunk < COLUMNS * VW ? Fp - chunk : COLUMNS * VW;
-      for (int q = 0; q < PAIR; q++)
-        if (there[q]) NAME(block_at_points)(job, at[q], f, both[q]);
-#pragma GCC unroll 36
-      for (int k = 0; k < POINTS; k++) store_pair(d + k * point_d + chunk * T + (t * width + f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
-    }
-  }
+  for (int i = 0; i < count; i++) to_points_adjoint(h + i * TILE, 1, m + i * WINDOW, 1);
 }
 
 /* ROWS rows and what they leave over: padded channels come in eights, so an even number. */
@@ -281,25 +258,67 @@ INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, float *du, long along
   if (rows == 2) NAME(product_of)(by, du, along, more, 2, columns);
 }
 
-static void NAME(gradient_products_body)(void *p) {
-  clearfold_gradient *job = p;
-  long T = job->block, Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = COLUMNS * VW, chunks = (Fp + wide - 1) / wide;
-  long row = NAME(gradient_row)(Cp), point_v = NAME(gradient_point)(T, row), point_d = NAME(gradient_point)(T, Fp);
-  const factor *v = job->v, *d = job->d;
-  for (long piece; (piece = clearfold_next(&job->next, POINTS * chunks)) >= 0;) {
-    long k = piece / chunks, chunk = piece % chunks * wide, columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
-    float *du = job->du + k * Cp * Fp + chunk;
-    for (long t = 0; t < T; t += STRETCH) {
-      NAME(pair_of_matrices) by = {v + k * point_v + t * row, PAIR, row, d + k * point_d + chunk * T + t * columns * VW, T - t < STRETCH ? T - t : STRETCH};
-      int more = job->first > 0 || t > 0;
-      switch (columns) {
-        case 1: NAME(gradient_rows)(by, du, Fp, more, Cp, 1); break;
-        case 2: NAME(gradient_rows)(by, du, Fp, more, Cp, 2); break;
-#if !defined(CLEARFOLD_AVX2)
-        case 3: NAME(gradient_rows)(by, du, Fp, more, Cp, 3); break;
-        case 4: NAME(gradient_rows)(by, du, Fp, more, Cp, 4); break;
-#endif
+/* Half of the points, from `first` on, of the tiles start..stop: laid out and multiplied, STRETCH at a time. */
+INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long start, long stop, const int first, const int x_half, const int dy_half) {
+  long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = COLUMNS * VW, row = NAME(gradient_row)(Cp);
+  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE;
+  long point_v = NAME(gradient_point)(STRETCH / PAIR, row * PAIR), point_d = NAME(gradient_point)(STRETCH, Fp);
+  factor *v = clearfold_scratch(HALF * (point_v + point_d) * sizeof(factor)), *d = v + HALF * point_v;
+  for (long at_tile = start; at_tile < stop; at_tile += STRETCH) {
+    long count = stop - at_tile < STRETCH ? stop - at_tile : STRETCH, T = NAME(round_up)(count, PAIR);
+    for (long t = 0; t < T / PAIR; t++) {
+      vec both[2][HALF];
+      place at[PAIR];
+      for (int q = 0; q < PAIR; q++) at[q] = place_of(at_tile + t * PAIR + q, across, down);
+      int odd = t * PAIR + PAIR > count; /* the last tile has no neighbour */
+      if (odd) for (int k = 0; k < HALF; k++) both[PAIR - 1][k] = zero();
+      for (long c = 0; c < Cp; c += VW) {
+        for (int q = 0; q < PAIR - odd; q++) {
+          place from = {at[q].n, at[q].i - job->top, at[q].j - job->left};
+          NAME(window_at_points)(&job->x, x_half, job->H, job->W, job->C, from, c, both[q], first, WINDOW / 2);
+        }
+#pragma GCC unroll 18
+        for (int k = 0; k < HALF; k++) store_pair(v + k * point_v + (t * row + c) * PAIR, both[0][k], both[PAIR - 1][k]);
       }
+      for (long f = 0; f < Fp; f += VW) {
+        long chunk = f / wide * wide, width = Fp - chunk < wide ? Fp - chunk : wide;
+        for (int q = 0; q < PAIR - odd; q++) NAME(block_at_points)(job, dy_half, at[q], f, both[q], first, WINDOW / 2);
+#pragma GCC unroll 18
+        for (int k = 0; k < HALF; k++) store_pair(d + k * point_d + chunk * T + (t * width + f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
+      }
+    }
+    int more = at_tile > start;
+    for (int k = 0; k < HALF; k++)
+      for (long chunk = 0; chunk < Fp; chunk += wide) {
+        long columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
+        float *to = du + k * Cp * Fp + chunk;
+        NAME(pair_of_matrices) by = {v + k * point_v, PAIR, row, d + k * point_d + chunk * T, T};
+        switch (columns) {
+          case 1: NAME(gradient_rows)(by, to, Fp, more, Cp, 1); break;
+          case 2: NAME(gradient_rows)(by, to, Fp, more, Cp, 2); break;
+#if !defined(CLEARFOLD_AVX2)
+          case 3: NAME(gradient_rows)(by, to, Fp, more, Cp, 3); break;
+          case 4: NAME(gradient_rows)(by, to, Fp, more, Cp, 4); break;
+#endif
+        }
+      }
+  }
+  if (start >= stop) memset(du, 0, HALF * Cp * Fp * sizeof(float));
+}
+
+static void NAME(gradient_body)(void *p) {
+  clearfold_gradient *job = p;
+  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
+  long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), share = NAME(round_up)((tiles + job->shares - 1) / job->shares, PAIR);
+  for (long piece; (piece = clearfold_next(&job->next, 2 * job->shares)) >= 0;) {
+    long start = piece / 2 * share, stop = start + share < tiles ? start + share : tiles;
+    float *du = job->du + piece * HALF * Cp * Fp;
+    if (piece % 2) {
+      if (job->x.half) NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 1, job->dy.half);
+      else NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 0, job->dy.half);
+    } else {
+      if (job->x.half) NAME(half_gradient)(job, du, start, stop, 0, 1, job->dy.half);
+      else NAME(half_gradient)(job, du, start, stop, 0, 0, job->dy.half);
     }
   }
 }
@@ -312,7 +331,11 @@ static void NAME(gradient_weights_body)(void *p) {
       vec t[3 * WINDOW];
       for (int j = 0; j < WINDOW; j++) {
         vec u[WINDOW];
-        for (int i = 0; i < WINDOW; i++) u[i] = load(job->du + ((i * WINDOW + j) * Cp + c) * Fp + f);
+        for (int i = 0; i < WINDOW; i++) {
+          const float *du = job->du + ((i * WINDOW + j) * Cp + c) * Fp + f;
+          u[i] = load(du);
+          for (long more = 1; more < job->shares; more++) u[i] = add(u[i], load(du + more * POINTS * Cp * Fp));
+        }
         for (int a = 0; a < 3; a++) {
           vec sum = zero();
           for (int i = 0; i < WINDOW; i++) sum = fma_(all(G[i][a]), u[i], sum);
@@ -329,13 +352,8 @@ static void NAME(gradient_weights_body)(void *p) {
 }
 
 void NAME(winograd_gradient)(clearfold_gradient *job) {
-  long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
-  for (job->first = 0; job->first < tiles; job->first += job->block) {
-    job->next = 0;
-    clearfold_team(NAME(gradient_points_body), job, job->threads);
-    job->next = 0;
-    clearfold_team(NAME(gradient_products_body), job, job->threads);
-  }
+  job->next = 0;
+  clearfold_team(NAME(gradient_body), job, job->threads);
   job->next = 0;
   clearfold_team(NAME(gradient_weights_body), job, job->threads);
 }
