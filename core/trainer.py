@@ -22,7 +22,7 @@ from torch import Tensor
 
 from core import data, hardware, metrics, noise, weights
 from core.networks import MULTIPLE, correct, multiply_adds, unet
-from core.nn import L1, Adam, Module, Tape, clip
+from core.nn import L1, Module, Muon, Tape, clip
 
 
 class TrainingError(RuntimeError):
@@ -42,7 +42,7 @@ class Recipe:
     patch: int = 96
     sigma: tuple[float, float] = (0.0, 55 / 255)
     photographic: float = 0.0
-    lr: float = 1e-3
+    lr: float = 4e-3
     warm_up: int = 200
     average: float = 0.999
     clip: float = 0.3
@@ -65,7 +65,7 @@ class Recipe:
         if not 0 <= self.photographic <= 1:
             raise TrainingError(f"photographic (={self.photographic}) must be a share from 0 to 1: try 0.3")
         if not self.lr > 0:
-            raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
+            raise TrainingError(f"lr (={self.lr}) must be above 0: try 4e-3")
         if not self.clip > 0:
             raise TrainingError(f"clip (={self.clip}) must be above 0: try 0.3")
         if self.out.suffix != ".safetensors" or self.out.is_dir():
@@ -143,12 +143,12 @@ def train(
 
 
 class _Run:
-    """All that changes while training: step, weights, their moving average, Adam's moments."""
+    """All that changes while training: step, weights, their moving average, the optimiser's means."""
 
     def __init__(self, network: Module, device: torch.device) -> None:
         self.network = network.to(device)
         self.average = {p.name: p.value.clone() for p in network.param()}
-        self.adam = Adam()
+        self.rule = Muon(multiply_in=hardware.fast_dtype(device))
         self.step = self.saved = 0
         self.psnr: dict[str, float] = {}
 
@@ -178,14 +178,14 @@ class _Run:
         run.network.load(part("now."))
         run.average = part("average.")
         run.step = run.saved = int(metadata["step"])
-        run.adam.resume(part("adam."), run.step)
+        run.rule.resume(part("rule."), run.step)
         return run
 
     def update(self, recipe: Recipe) -> None:
-        """One step of Adam, and the moving average's; the average is shorter at the start, where weights change fast."""
-        self.adam.lr = recipe.lr_at(self.step)
+        """One step of the optimiser, and the moving average's; the average is shorter at the start, where weights change fast."""
+        self.rule.lr = recipe.lr_at(self.step)
         clip(self.network.param(), recipe.clip)
-        self.network.train(self.adam)
+        self.network.train(self.rule)
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 9))
         for name, value, _ in self.network.param():
@@ -209,7 +209,7 @@ class _Run:
     def save(self, recipe: Recipe) -> None:
         tensors = {f"now.{p.name}": p.value for p in self.network.param()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        tensors |= {f"adam.{name}": value for name, value in self.adam.state().items()}
+        tensors |= {f"rule.{name}": value for name, value in self.rule.state().items()}
         if not all(value.isfinite().all() for value in tensors.values()):  # the last step's; its loss was still finite
             raise self.lost(recipe, "a weight is NaN or infinite")
         weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
@@ -234,7 +234,7 @@ class _Run:
                 "pixels": self.step * recipe.batch * recipe.patch**2,
                 "batch": f"{recipe.batch} of {recipe.patch}x{recipe.patch}",
                 "loss": "L1",
-                "optimiser": f"Adam {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}, "
+                "optimiser": f"Muon {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}, "
                 f"derivatives clipped to {recipe.clip:g}",
                 "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform"
                 + f"; a camera's in {recipe.photographic:.0%} of the patches" * (recipe.photographic > 0),

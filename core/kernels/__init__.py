@@ -80,11 +80,11 @@ class Kernels:
             packed = torch.empty(_up(A * B * C, 2) * _up(F, self.lanes), dtype=self.factors)
             self._run("direct_weights", w=weight, u=packed, C=A * B * C, F=F)
             return packed
-        packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
         if turned:
-            self._run("winograd_weights", w=weight[2, 2], u=packed, along_a=-3 * C * F, along_b=-C * F, along_c=1, along_f=F, C=F, F=C)
-        else:
-            self._run("winograd_weights", w=weight, u=packed, along_a=3 * C * F, along_b=C * F, along_c=F, along_f=1, C=C, F=F)
+            weight = weight.flip(0, 1).transpose(2, 3).contiguous()
+            C, F = F, C
+        packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
+        self._run("winograd_weights", w=weight, u=packed, C=C, F=F)
         return packed
 
     def convolve(
@@ -217,7 +217,7 @@ def _job(rows: str, pointers: str, numbers: str) -> type[ctypes.Structure]:
     return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
 
 
-_WEIGHTS = _job("", "w u", "along_a along_b along_c along_f C F threads next")
+_WEIGHTS = _job("", "w u", "C F threads next")
 _CONVOLUTION = _job(
     "x y addend another mask",
     "u bias",

@@ -8,9 +8,9 @@ typedef struct {
 } clearfold_rows;
 
 typedef struct {
-  const float *w; /* read as w[a * along_a + b * along_b + c * along_c + f * along_f] */
+  const float *w; /* (3, 3, C, F), or (C, F) for any other kernel */
   void *u;        /* the packed factors */
-  long along_a, along_b, along_c, along_f, C, F, threads, next;
+  long C, F, threads, next;
 } clearfold_weights;
 
 typedef struct {

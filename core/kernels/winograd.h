@@ -112,14 +112,7 @@ static void NAME(winograd_weights_body)(void *p) {
       vec both[2][POINTS];
       for (int q = 0; q < PAIR; q++) {
         vec w[9], t[18];
-        for (int ab = 0; ab < 9; ab++) {
-          float lanes[VW] = {0};
-          if (c + q < C) {
-            const float *from = job->w + ab / 3 * job->along_a + ab % 3 * job->along_b + (c + q) * job->along_c + f * job->along_f;
-            for (long l = 0; l < n; l++) lanes[l] = from[l * job->along_f];
-          }
-          w[ab] = load(lanes);
-        }
+        for (int ab = 0; ab < 9; ab++) w[ab] = c + q < C ? load_n(job->w + (ab * C + c + q) * F + f, n) : zero();
         for (int i = 0; i < WINDOW; i++)
           for (int b = 0; b < 3; b++) t[i * 3 + b] = fma_(all(G[i][2]), w[6 + b], fma_(all(G[i][1]), w[3 + b], mul(all(G[i][0]), w[b])));
         for (int i = 0; i < WINDOW; i++)

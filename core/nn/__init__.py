@@ -4,7 +4,7 @@ from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
 from core.nn.loss import L1, MSE, Charbonnier
 from core.nn.module import Module, Parameter, Rule, Tape
-from core.nn.optim import SGD, Adam, clip
+from core.nn.optim import SGD, Adam, Muon, clip
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
 from core.nn.sequential import Concat, Residual, Sequential
 
@@ -18,6 +18,7 @@ __all__ = [
     "Conv2d",
     "DepthToSpace",
     "Module",
+    "Muon",
     "NearestUpsampling",
     "Parameter",
     "ReLU",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -67,6 +68,67 @@ class Adam:
         names = [key[2:] for key in state if key.startswith("m.")]
         self.moments = {name: (state["m." + name].clone(), state["v." + name].clone()) for name in names}
         self.step = step
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of a polynomial that brings every singular value between 0 and 1 near 1 in five rounds (Jordan et al. 2024)."""
+
+
+class Muon:
+    """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"): momentum, made orthogonal before each step.
+
+    A convolution's weight (K, K, C, F) is taken as a matrix of K*K*C by F. Of the derivative's running mean M = U S Vt only the
+    directions U Vt are kept, so that rare ones count as much as common ones; the step is as large as Adam's commonly is,
+    0.2 by root mean square (Liu et al. 2025, "Muon is Scalable for LLM Training"). Biases, and weights with FEWEST channels or fewer on
+    either side, are trained by Adam at `adam_lr * lr / first lr`.
+
+    multiply_in: the dtype of the products that make it orthogonal; bfloat16 is enough where it is fast.
+    """
+
+    FEWEST = 16
+    ROUNDS = 5
+
+    def __init__(self, lr: float = 4e-3, momentum: float = 0.95, adam_lr: float = 1e-3, multiply_in: torch.dtype = torch.float32) -> None:
+        self.lr, self.momentum, self.multiply_in = _positive(lr), momentum, multiply_in
+        self.adam = Adam(adam_lr)
+        self._adam_share = adam_lr / lr
+        self.means: dict[str, Tensor] = {}
+
+    def __call__(self, parameters: Sequence[Parameter]) -> None:
+        _derived(parameters)  # refused before anything is counted
+        matrices = [p for p in parameters if p.value.dim() == 4 and min(p.value.shape[2:]) > self.FEWEST]
+        names = {p.name for p in matrices}
+        self.adam.lr = self.lr * self._adam_share
+        self.adam([p for p in parameters if p.name not in names])
+        for name, value, derivative in _derived(matrices):
+            if name not in self.means:
+                self.means[name] = torch.zeros_like(value)
+            m = self.means[name]
+            d = derivative.to(value.dtype)
+            m.lerp_(d, 1 - self.momentum)
+            step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2), self.multiply_in, self.ROUNDS)  # Nesterov's momentum
+            value.sub_(step.to(value.dtype).view_as(value), alpha=self.lr * 0.2 * math.sqrt(max(step.shape)))
+
+    def state(self) -> dict[str, Tensor]:
+        """The means and moments by name, for a checkpoint; `step` is kept by the caller."""
+        return {f"mean.{name}": mean for name, mean in self.means.items()} | self.adam.state()
+
+    def resume(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Takes a copy of what `state` gave, so that the next update is the very one that would have come."""
+        self.means = {name.removeprefix("mean."): mean.clone() for name, mean in state.items() if name.startswith("mean.")}
+        self.adam.resume({name: moment for name, moment in state.items() if not name.startswith("mean.")}, step)
+
+
+def orthogonal(matrix: Tensor, multiply_in: torch.dtype, rounds: int = Muon.ROUNDS) -> Tensor:
+    """(M, N) = U S Vt -> nearly U Vt, by Newton-Schulz iterations `X = a X + (b X Xt + c (X Xt)^2) X`, in matrix products alone."""
+    a, b, c = NEWTON_SCHULZ
+    wide = matrix.shape[0] <= matrix.shape[1]
+    X = matrix if wide else matrix.T
+    X = (X / X.norm().clamp_min(torch.finfo(X.dtype).tiny)).to(multiply_in)
+    for _ in range(rounds):
+        A = X @ X.T
+        X = torch.addmm(X, torch.addmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X if wide else X.T
 
 
 def _derived(parameters: Sequence[Parameter]) -> list[tuple[str, Tensor, Tensor]]:

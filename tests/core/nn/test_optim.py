@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import SGD, Adam, Parameter, clip
+from core.nn import SGD, Adam, Muon, Parameter, clip
+from core.nn.optim import orthogonal
 from tests.core.nn.errors import refused
 
 
@@ -17,7 +18,7 @@ def problem(generator: torch.Generator) -> list[Parameter]:
     ]
 
 
-def follow(rule: Adam, parameters: list[Parameter], steps: int) -> list[Tensor]:
+def follow(rule: Adam | Muon, parameters: list[Parameter], steps: int) -> list[Tensor]:
     """Steps down the slope of `sum(cos(value))`, so that each derivative hangs on where the last step went."""
     for _ in range(steps):
         rule([p._replace(derivative=-p.value.sin()) for p in parameters])
@@ -58,6 +59,57 @@ def test_adam_resumed_from_its_state_goes_on_bit_for_bit(steps: int, generator: 
     assert resumed.step == whole.step == steps + 3
 
 
+def matrices(generator: torch.Generator) -> list[Parameter]:
+    shapes = [("a.weight", (3, 3, 20, 24)), ("b.weight", (2, 2, 48, 17)), ("c.weight", (3, 3, 16, 64)), ("c.bias", (64,))]
+    return [Parameter(name, *torch.randn(2, *shape, generator=generator, dtype=torch.float64)) for name, shape in shapes]
+
+
+@pytest.mark.parametrize("shape", [(20, 90), (90, 20), (31, 62)], ids=str)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_matrix_is_made_orthogonal_as_its_singular_vectors_say(shape: tuple[int, int], size: float, generator: torch.Generator) -> None:
+    matrix = torch.randn(*shape, generator=generator, dtype=torch.float64) * size
+    U, _, Vt = torch.linalg.svd(matrix, full_matrices=False)
+    got = orthogonal(matrix, torch.float64)
+    along = torch.einsum("mr,mn,rn->r", U, got, Vt)  # its singular values on the directions of `matrix`
+    assert along.min() > 0.65
+    assert along.max() < 1.25
+    assert (got - U * along @ Vt).abs().max() < 1e-6  # and nothing on others
+    assert (orthogonal(matrix, torch.bfloat16).double() - got).norm() < 0.1 * got.norm()
+
+
+def test_no_derivative_is_no_step() -> None:
+    assert torch.equal(orthogonal(torch.zeros(3, 5), torch.float32), torch.zeros(3, 5))
+
+
+def test_muon_steps_along_its_momentum_and_leaves_what_has_few_channels_to_adam(generator: torch.Generator) -> None:
+    parameters = matrices(generator)
+    copies = [p._replace(value=p.value.clone()) for p in parameters]
+    muon, adam = Muon(0.02, 0.9, 0.005, torch.float64), Adam(0.005)
+    m = 0.0
+    for _ in range(3):
+        muon(parameters)
+        adam(copies[2:])
+        d = copies[1].derivative
+        assert d is not None
+        m = 0.9 * m + 0.1 * d
+        step = orthogonal((0.1 * d + 0.9 * m).flatten(0, 2), torch.float64)
+        copies[1].value.sub_(step.view_as(d) * 0.02 * 0.2 * math.sqrt(192))
+    for got, expected in zip(parameters[1:], copies[1:], strict=True):
+        torch.testing.assert_close(got.value, expected.value)
+
+
+def test_muon_resumed_from_its_state_goes_on_bit_for_bit(generator: torch.Generator) -> None:
+    parameters, whole = matrices(generator), Muon(0.1)
+    follow(whole, parameters, 2)
+    copies = [p._replace(value=p.value.clone()) for p in parameters]
+    state = whole.state()
+    assert sorted(state) == ["m.c.bias", "m.c.weight", "mean.a.weight", "mean.b.weight", "v.c.bias", "v.c.weight"]
+    resumed = Muon(0.1)
+    resumed.resume(state, 2)
+    expected = follow(whole, parameters, 3)
+    assert all(torch.equal(a, b) for a, b in zip(follow(resumed, copies, 3), expected, strict=True))
+
+
 def test_a_state_once_resumed_is_not_changed_by_later_steps(generator: torch.Generator) -> None:
     parameters, adam = problem(generator), Adam(0.1)
     follow(adam, parameters, 1)
@@ -85,7 +137,7 @@ def test_weights_keep_their_dtype_whatever_the_derivatives(rule: SGD | Adam) -> 
     assert value.tolist() == [0.5] * 3
 
 
-@pytest.mark.parametrize("rule", [SGD, Adam])
+@pytest.mark.parametrize("rule", [SGD, Adam, Muon])
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan")])
 def test_a_rate_must_be_above_zero(rule: type[SGD], lr: float) -> None:
     with refused(f"lr (={lr}) must be above 0"):
