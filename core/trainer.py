@@ -76,11 +76,11 @@ class Recipe:
         return self.out.with_suffix(".checkpoint")
 
     def lr_at(self, step: int) -> float:
-        """A straight warm-up, then half a cosine down to a thousandth."""
+        """A straight warm-up, then straight down to a thousandth."""
         if step < self.warm_up:
             return self.lr * (step + 1) / self.warm_up
         gone = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return self.lr * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * gone)))
+        return self.lr * (1 - 0.999 * gone)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class _Run:
                 "pixels": self.step * recipe.batch * recipe.patch**2,
                 "batch": f"{recipe.batch} of {recipe.patch}x{recipe.patch}",
                 "loss": "L1",
-                "optimiser": f"Muon {recipe.lr:g}, warm-up over {recipe.warm_up} steps, cosine decay, moving average {recipe.average}, "
+                "optimiser": f"Muon {recipe.lr:g}, warm-up over {recipe.warm_up} steps, linear decay, moving average {recipe.average}, "
                 f"derivatives clipped to {recipe.clip:g}",
                 "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform"
                 + f"; a camera's in {recipe.photographic:.0%} of the patches" * (recipe.photographic > 0),
