@@ -40,8 +40,7 @@ class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one."""
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self._activations = hardware.activations(dtype, device)
-        self.network = network.to(device, self._activations).multiply_in(dtype)
+        self.network = network.to(device, hardware.weights(dtype, device)).multiply_in(dtype, hardware.activations(dtype, device))
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
@@ -99,7 +98,7 @@ class Denoiser:
                 if not keep_going():
                     raise Cancelled("the picture was given up between two strips")
                 seen = _cut(pixels, down, across).to(self.device)
-                for rows_ready in stream.push(with_level(seen[None], level).to(self._activations)):
+                for rows_ready in stream.push(with_level(seen[None], level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
                     to = out[done : done + len(ready), x.kept]
                     torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), out=to).clamp_(0, 1)

@@ -60,7 +60,7 @@ def noise2noise(generator: torch.Generator | None = None) -> Sequential:
     """The small denoiser of the Noise2Noise experiment (see `core.reproduce`): (N, 32, 32, 3) -> (N, 32, 32, 3), both in [0, 1]."""
     g = generator
     return Sequential(
-        Conv2d(3, 32, 3, stride=2, padding=1, generator=g),
+        Conv2d(3, 32, 3, stride=2, padding=1, exact=True, generator=g),
         ReLU(),
         Conv2d(32, 64, 5, stride=2, padding=2, generator=g),
         ReLU(),
@@ -75,12 +75,12 @@ ARCHITECTURES = {"unet": unet}
 """The denoisers, by the name that a weights file carries."""
 
 
-def correct(network: Module, noisy: Tensor, sigma: Tensor | float, dtype: torch.dtype, tape: Tape | None = None) -> Tensor:
-    """The denoised pictures: `noisy + network([noisy, sigma])`. The network computes in `dtype`, the sum is in float32.
+def correct(network: Module, noisy: Tensor, sigma: Tensor | float, tape: Tape | None = None) -> Tensor:
+    """The denoised pictures: `noisy + network([noisy, sigma])`, the sum in float32.
 
     noisy: (N, H, W, 3) float32, sigma: a number or (N, 1, 1, 1), in [0, 1] image units.
     """
-    return noisy + network.forward(with_level(noisy, sigma).to(dtype), tape).float()
+    return noisy + network.forward(with_level(noisy, sigma), tape).float()
 
 
 def with_level(noisy: Tensor, sigma: Tensor | float) -> Tensor:

@@ -103,7 +103,7 @@ def train(
     factors = hardware.take_dtype(dtype, where)
     kind = hardware.activations(factors, where)
     better = recipe == "better"
-    network = noise2noise(torch.Generator().manual_seed(seed)).to(where).multiply_in(factors)
+    network = noise2noise(torch.Generator().manual_seed(seed)).to(where).multiply_in(factors, kind)
     average = {p.name: p.value.clone() for p in network.param()}
     loss, sgd, adam = MSE(), SGD(2.0), Adam()
     batches, done = -(-len(training.noisy) // BATCH), 0
@@ -116,9 +116,9 @@ def train(
             if better:
                 noisy, target = _either_way(noisy, target, generator)
             tape: Tape = []
-            clean = network.forward(noisy.to(kind), tape)
+            clean = network.forward(noisy, tape)
             total += loss.forward(clean, target).item()
-            network.derive(loss.backward(clean, target), tape)
+            network.derive(loss.backward(clean, target).to(kind), tape)
             if better:
                 adam.lr = 4e-3 * min(1.0, (done + 1) / 500) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / (batches * epochs))))
                 network.train(adam)
@@ -130,7 +130,7 @@ def train(
             after_batch(done, batches * epochs)
         result = network
         if better:
-            result = noise2noise().to(where).multiply_in(factors)
+            result = noise2noise().to(where).multiply_in(factors, kind)
             result.load(average)
         means = score(denoise(result, validation.noisy), validation.other)
         after_epoch(Epoch(epoch + 1, total / batches, *means, time.monotonic() - started))
@@ -140,7 +140,7 @@ def train(
 def denoise(network: Module, noisy: Tensor) -> Tensor:
     """uint8 (N, 32, 32, 3) -> floats in [0, 1] rounded to 8 bits, computed in the weights' own dtype."""
     device = network.param()[0].value.device
-    return torch.cat([metrics.to_8bit(network.forward(_floats(part, device))).cpu() for part in torch.split(noisy, 250)])
+    return torch.cat([metrics.to_8bit(network.forward(_floats(part, device)).float()).cpu() for part in torch.split(noisy, 250)])
 
 
 def score(pictures: Tensor, truth: Tensor) -> tuple[float, float]:

@@ -112,7 +112,7 @@ def train(
     dtype = hardware.activations(factors, device)
     training, validation = _pictures(recipe)
     run = _Run.resumed(recipe, device) if resume else _Run.started(recipe, device)
-    run.network.multiply_in(factors)
+    run.network.multiply_in(factors, dtype)
     loss = L1()
     started, first = time.monotonic(), run.step
     saved = started
@@ -120,7 +120,7 @@ def train(
     for noisy, clean, sigma in _batches(recipe, training, run.step):
         noisy, clean, sigma = noisy.to(device), clean.to(device), sigma.to(device)
         tape: Tape = []
-        denoised = correct(run.network, noisy, sigma, dtype, tape)
+        denoised = correct(run.network, noisy, sigma, tape)
         value = loss.forward(denoised, clean).item()
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
@@ -196,12 +196,11 @@ class _Run:
         network = unet()
         network.load(self.average)
         device = next(iter(self.average.values())).device
-        dtype = hardware.activations(factors, device)
-        network.to(device, dtype).multiply_in(factors)
+        network.to(device, hardware.weights(factors, device)).multiply_in(factors, hardware.activations(factors, device))
         total = 0.0
         for i, clean in enumerate(pictures):
             noisy = noise.add_gaussian(clean, 25 / 255, data.generator_of(0, i))
-            denoised = correct(network, noisy[None].to(device), 25 / 255, dtype)
+            denoised = correct(network, noisy[None].to(device), 25 / 255)
             total += metrics.psnr(metrics.to_8bit(denoised[0].cpu()), clean)
         self.psnr[str(self.step)] = round(total / len(pictures), 3)
         return total / len(pictures)

@@ -83,7 +83,7 @@ class Kernels:
         if turned:
             weight = weight.flip(0, 1).transpose(2, 3).contiguous()
             C, F = F, C
-        packed = torch.empty(POINTS * _up(C, self.lanes) * _up(F, self.lanes), dtype=self.factors)
+        packed = torch.empty(POINTS * self._point(C, F), dtype=self.factors)
         self._run("winograd_weights", w=weight, u=packed, C=C, F=F)
         return packed
 
@@ -102,10 +102,11 @@ class Kernels:
         addends: Sequence[Tensor | Ring] = (),
         relu: bool = False,
         mask: Tensor | None = None,
+        yields: torch.dtype | None = None,
         out: Ring | None = None,
     ) -> Tensor:
         """The convolution of `x` in its border, then depth-to-space by `scale` and a crop, then `+` up to two addends, ReLU, and zero where
-        `mask` is not above zero: (N, rows, columns, F / scale**2), of the dtype of `x`; or the same written to `out`.
+        `mask` is not above zero: (N, rows, columns, F / scale**2), in `yields`, or the dtype of `x`; or the same written to `out`.
 
         shape: (A, B, C, F), of the weight that was packed.
         """
@@ -113,7 +114,7 @@ class Kernels:
         A, B, _, F = shape
         Ho, Wo = (H + border[0] + border[1] - A) // stride[0] + 1, (W + border[2] + border[3] - B) // stride[1] + 1
         rows, columns = Ho * scale - crop[0] - crop[1], Wo * scale - crop[2] - crop[3]
-        y = out or Ring(torch.empty(N, rows, columns, F // scale**2, dtype=x.dtype), 0, rows)
+        y = out or Ring(torch.empty(N, rows, columns, F // scale**2, dtype=yields or x.dtype), 0, rows)
         given = [_ring(t) for t in (x, *addends, *([] if mask is None else [mask]))]
         for t in given[1:]:
             if t.shape != y.shape:
@@ -130,14 +131,16 @@ class Kernels:
     def weight_gradient(self, x: Tensor, dy: Tensor, border: Border) -> Tensor:
         """That of a 3x3 convolution of stride 1: (3, 3, C, F) in float32."""
         (N, H, W, C), (_, Ho, Wo, F) = x.shape, dy.shape
-        Cp, Fp = _up(C, self.lanes), _up(F, self.lanes)
         shares = max(1, torch.get_num_threads() // 2)
-        du, dw = torch.empty(shares * POINTS * Cp * Fp), torch.empty(3, 3, C, F)
+        du, dw = torch.empty(shares * POINTS * self._point(C, F)), torch.empty(3, 3, C, F)
         self._run(
             "winograd_gradient",
             x=_ring(x), dy=_ring(dy), du=du, dw=dw, N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], shares=shares,
         )  # fmt: skip
         return dw
+
+    def _point(self, C: int, F: int) -> int:
+        return _up(C, self.lanes) * _up(F, self.lanes) + 32
 
     def _run(self, what: str, **fields: Ring | Tensor | int | bool | None) -> None:
         job = _JOBS[what](threads=torch.get_num_threads())

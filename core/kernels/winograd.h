@@ -98,6 +98,9 @@ INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, lo
   for (int i = 0; i < count; i++) to_points(t + i * WINDOW, 1, v + i * WINDOW, 1);
 }
 
+/* Elements from one point's (C x F) to the next: a line more, lest all 36 meet in one set of the cache. */
+INLINE long NAME(point)(long Cp, long Fp) { return Cp * Fp + 32; }
+
 /* ---- weights ---------------------------------------------------------------------------------------------------------------------- */
 
 /* w -> u = G w Gt, packed as the products read it: for each point, for each chunk of columns, [C/PAIR][columns][PAIR]. */
@@ -119,7 +122,7 @@ static void NAME(winograd_weights_body)(void *p) {
           for (int j = 0; j < WINDOW; j++)
             both[q][i * WINDOW + j] = fma_(all(G[j][2]), t[i * 3 + 2], fma_(all(G[j][1]), t[i * 3 + 1], mul(all(G[j][0]), t[i * 3])));
       }
-      for (int k = 0; k < POINTS; k++) store_pair(u + k * Cp * Fp + chunk * Cp + c * width + (f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
+      for (int k = 0; k < POINTS; k++) store_pair(u + k * NAME(point)(Cp, Fp) + chunk * Cp + c * width + (f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
     }
   }
 }
@@ -181,7 +184,7 @@ static void NAME(winograd_body)(void *p) {
     for (long f = 0; f < Fp; f += wide) {
       long columns = (Fp - f < wide ? Fp - f : wide) / VW;
       for (int k = 0; k < POINTS; k++)
-        for (long t = 0; t < count; t += ROWS) NAME(product)(v + k * point_v + t * Cp, Cp, u + k * Cp * Fp + f * Cp, Cp, m + k * point_m + t * columns * VW, columns);
+        for (long t = 0; t < count; t += ROWS) NAME(product)(v + k * point_v + t * Cp, Cp, u + k * NAME(point)(Cp, Fp) + f * Cp, Cp, m + k * point_m + t * columns * VW, columns);
       for (long t = 0; t < count; t++)
         for (long j = 0; j < columns; j++)
           NAME(finish_tile)(job, m + (t * columns + j) * VW, point_m, place_of(first + t, across, down), f + j * VW);
@@ -284,7 +287,7 @@ INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long s
     for (int k = 0; k < HALF; k++)
       for (long chunk = 0; chunk < Fp; chunk += wide) {
         long columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
-        float *to = du + k * Cp * Fp + chunk;
+        float *to = du + k * NAME(point)(Cp, Fp) + chunk;
         NAME(pair_of_matrices) by = {v + k * point_v, PAIR, row, d + k * point_d + chunk * T, T};
         switch (columns) {
           case 1: NAME(gradient_rows)(by, to, Fp, more, Cp, 1); break;
@@ -296,7 +299,7 @@ INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long s
         }
       }
   }
-  if (start >= stop) memset(du, 0, HALF * Cp * Fp * sizeof(float));
+  if (start >= stop) memset(du, 0, HALF * NAME(point)(Cp, Fp) * sizeof(float));
 }
 
 static void NAME(gradient_body)(void *p) {
@@ -305,7 +308,7 @@ static void NAME(gradient_body)(void *p) {
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), share = NAME(round_up)((tiles + job->shares - 1) / job->shares, PAIR);
   for (long piece; (piece = clearfold_next(&job->next, 2 * job->shares)) >= 0;) {
     long start = piece / 2 * share, stop = start + share < tiles ? start + share : tiles;
-    float *du = job->du + piece * HALF * Cp * Fp;
+    float *du = job->du + piece * HALF * NAME(point)(Cp, Fp);
     if (piece % 2) {
       if (job->x.half) NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 1, job->dy.half);
       else NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 0, job->dy.half);
@@ -325,9 +328,9 @@ static void NAME(gradient_weights_body)(void *p) {
       for (int j = 0; j < WINDOW; j++) {
         vec u[WINDOW];
         for (int i = 0; i < WINDOW; i++) {
-          const float *du = job->du + ((i * WINDOW + j) * Cp + c) * Fp + f;
+          const float *du = job->du + (i * WINDOW + j) * NAME(point)(Cp, Fp) + c * Fp + f;
           u[i] = load(du);
-          for (long more = 1; more < job->shares; more++) u[i] = add(u[i], load(du + more * POINTS * Cp * Fp));
+          for (long more = 1; more < job->shares; more++) u[i] = add(u[i], load(du + more * POINTS * NAME(point)(Cp, Fp)));
         }
         for (int a = 0; a < 3; a++) {
           vec sum = zero();

@@ -20,8 +20,8 @@ class Conv2d(Module):
     """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
-    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in its activations' dtype, whatever
-    `multiply_in` says.
+    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in its input's dtype, whatever
+    `multiply_in` says, and only what it hands on is rounded.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Conv2d(Module):
         self.dbias: Tensor | None = None
         self.weights = ("weight", "bias") if bias else ("weight",)
         self.factors: torch.dtype | None = None
+        self.yields: torch.dtype | None = None
         self.packs = Packs()
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, Ho, Wo, F)
@@ -57,7 +58,16 @@ class Conv2d(Module):
         if tape is not None:
             tape.append(x)
         return convolution.convolve(
-            x, self.weight, self.bias, self.stride, self._border(), factors=self.factors, addends=_some(addend), relu=relu, packs=self.packs
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self._border(),
+            factors=self.factors,
+            yields=self.yields,
+            addends=_some(addend),
+            relu=relu,
+            packs=self.packs,
         )
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
@@ -85,8 +95,8 @@ class Conv2d(Module):
         if self.bias is not None:
             self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
 
-    def multiply_in(self, factors: torch.dtype | None) -> Module:
-        self.factors = None if self.exact else factors
+    def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
+        self.factors, self.yields = (None, activations) if self.exact else (factors, None)
         return self
 
     def reach(self, step: int = 1) -> tuple[int, int]:

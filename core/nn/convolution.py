@@ -40,6 +40,7 @@ def convolve(
     border: Border,
     *,
     factors: torch.dtype | None = None,
+    yields: torch.dtype | None = None,
     scale: Pair = (1, 1),
     crop: Border = NO_BORDER,
     addends: Sequence[Tensor | Ring] = (),
@@ -50,7 +51,7 @@ def convolve(
 ) -> Tensor:
     """`products.convolve`, then depth-to-space by `scale` and a crop, `+` up to two addends, ReLU, and 0 where `mask` is not above 0.
 
-    factors: the dtype in which numbers are multiplied, or None for that of `x`; the result has the dtype of `x`. packs: where the layer
+    factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. packs: where the layer
     keeps its weights prepared, or None to prepare them for this call alone. out: where the result is written, else it is returned.
     """
     factors = factors or x.dtype
@@ -71,6 +72,7 @@ def convolve(
             addends=addends,
             relu=relu,
             mask=mask,
+            yields=yields,
             out=out,
         )
     x = x.rows() if isinstance(x, Ring) else x
@@ -84,6 +86,7 @@ def convolve(
     y = finished(y, None, relu)
     if mask is not None:
         y = masked(y, mask)
+    y = y.to(yields or x.dtype)
     if out is not None:
         out.put(y)
     return y

@@ -101,13 +101,14 @@ class Module:
             inner.to(device, dtype)
         return self
 
-    def multiply_in(self, factors: torch.dtype | None) -> Module:
+    def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
         """Sets the dtype to which convolutions round what they multiply, whatever their activations have; None is the activations' own.
 
+        activations: what an exact convolution, which takes them as they come, hands on to the next layer; None is its input's dtype.
         In place; returns the module. Sums are kept in float32 at least.
         """
         for _, inner in self.modules():
-            inner.multiply_in(factors)
+            inner.multiply_in(factors, activations)
         return self
 
     def reach(self, step: int = 1) -> tuple[int, int]:

@@ -43,13 +43,13 @@ class Rows:
         self.needed.append(0)
         return len(self.needed) - 1
 
-    def write(self, count: int, like: Tensor) -> Ring:
-        """Room for the next `count` rows."""
+    def write(self, count: int, like: Tensor, dtype: torch.dtype | None = None) -> Ring:
+        """Room for the next `count` rows, of another dtype than `like` if one is given."""
         first = min(self.needed, default=self.stop)
         needed = self.stop + count - first
         if self.data is None or self.data.shape[1] < needed:
             old = None if self.data is None or first == self.stop else self.read(first, self.stop).rows()
-            self.data = torch.empty(1, needed, self.width, self.channels, dtype=like.dtype, device=like.device)
+            self.data = torch.empty(1, needed, self.width, self.channels, dtype=dtype or like.dtype, device=like.device)
             if old is not None:
                 Ring(self.data, first % needed, self.stop - first).put(old)
         self.stop += count
@@ -141,11 +141,12 @@ class Stream:
                 layer.stride,
                 (max(0, -above), max(0, below - x.height), Q, Q),
                 factors=layer.factors,
+                yields=layer.yields,
                 scale=(scale, scale),
                 addends=[rows.read(done * scale, stop * scale) for rows, _ in others],
                 relu=relu,
                 packs=layer.packs,
-                out=y.write((stop - done) * scale, seen.data),
+                out=y.write((stop - done) * scale, seen.data, layer.yields),
             )
             x.needed[reader] = max(0, stop * S - P)
             for rows, other in others:

@@ -58,14 +58,14 @@ class Ours:
         return lambda: denoiser(x, LEVEL), lambda: denoiser(x, LEVEL)
 
     def training(self, N: int, P: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
-        net, loss, adam = network().multiply_in(self.dtype), L1(), Adam(1e-4)
+        net, loss, adam = network().multiply_in(self.dtype, hardware.activations(self.dtype, self.device)), L1(), Adam(1e-4)
         activations = hardware.activations(self.dtype, self.device)
         noisy, clean = batch(N, P)
 
         def derive() -> Tensor:
             tape: Tape = []
             with torch.no_grad():
-                denoised = networks.correct(net, noisy, LEVEL, activations, tape)
+                denoised = networks.correct(net, noisy, LEVEL, tape)
                 loss.forward(denoised, clean).item()
                 net.derive(loss.backward(denoised, clean).to(activations), tape)
             return torch.cat([p.derivative.flatten() for p in net.param() if p.derivative is not None])

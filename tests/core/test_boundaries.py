@@ -162,6 +162,7 @@ def test_the_engine_exports_just_this() -> None:
         "Conv2d",
         "DepthToSpace",
         "Module",
+        "Muon",
         "NearestUpsampling",
         "Parameter",
         "ReLU",
