@@ -115,7 +115,7 @@ class Kernels:
         Ho, Wo = (H + border[0] + border[1] - A) // stride[0] + 1, (W + border[2] + border[3] - B) // stride[1] + 1
         rows, columns = Ho * scale - crop[0] - crop[1], Wo * scale - crop[2] - crop[3]
         y = out or Ring(torch.empty(N, rows, columns, F // scale**2, dtype=yields or x.dtype), 0, rows)
-        given = [_ring(t) for t in (x, *addends, *([] if mask is None else [mask]))]
+        given = [_ring(x), *(_ring(t, y.dtype) for t in (*addends, *([] if mask is None else [mask])))]
         for t in given[1:]:
             if t.shape != y.shape:
                 raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
@@ -241,5 +241,7 @@ def _up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def _ring(x: Tensor | Ring) -> Ring:
-    return x if isinstance(x, Ring) else Ring(x.contiguous(), 0, x.shape[1])
+def _ring(x: Tensor | Ring, dtype: torch.dtype | None = None) -> Ring:
+    """As a ring, and in `dtype` if one is given."""
+    ring = x if isinstance(x, Ring) else Ring(x.contiguous(), 0, x.shape[1])
+    return ring if dtype in (None, ring.dtype) else ring._replace(data=ring.data.to(dtype))

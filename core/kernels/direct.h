@@ -1,5 +1,6 @@
 /* A convolution of any kernel and stride: the windows of a few dozen outputs are laid out as rows of factors, in memory that stays in the
- * first caches, and multiplied by the kernel as (A*B*C, F). Included once for every instruction set.
+ * first caches, and multiplied by the kernel as (A*B*C, F). Where activations are factors already and no window crosses the border, the
+ * products read each row of a window where it lies. Included once for every instruction set.
  */
 
 /* n activations as factors. */
@@ -52,7 +53,57 @@ static void NAME(direct_body)(void *p) {
   }
 }
 
+/* Can windows be multiplied where they lie? */
+static int NAME(lies_ready)(const clearfold_convolution *job) {
+  return job->x.half == (sizeof(factor) == sizeof(bf16)) && !job->top && !job->left && (job->Ho - 1) * job->along_i + job->A <= job->H &&
+         (job->Wo - 1) * job->along_j + job->B <= job->W && job->B * job->C % PAIR == 0 && job->Wo >= ROWS && NAME(is_whole)(job);
+}
+
+/* ROWS neighbours of an output row from column j, a chunk of columns from f. */
+INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const int columns) {
+  long C = job->C, taps = job->B * C, K = job->A * taps;
+  float m[ROWS * COLUMNS * VW];
+  NAME(pair_of_matrices) by = {0, job->along_j * C, 1, (const factor *)job->u + f * K, taps};
+  by.v = (const factor *)job->x.data + clearfold_row(&job->x, n, i * job->along_i, job->W * C) + j * job->along_j * C;
+  NAME(product_of)(by, m, columns * VW, 0, ROWS, columns);
+  for (long a = 1; a < job->A; a++) {
+    by.v = (const factor *)job->x.data + clearfold_row(&job->x, n, i * job->along_i + a, job->W * C) + j * job->along_j * C;
+    by.u += taps * columns * VW;
+    NAME(product_of)(by, m, columns * VW, 1, ROWS, columns);
+  }
+  for (int c = 0; c < columns; c++) {
+    vec y[ROWS];
+#pragma GCC unroll 8
+    for (int b = 0; b < ROWS; b++) y[b] = load(m + (b * columns + c) * VW);
+    if (job->y.half) NAME(finish_run)(job, y, ROWS, n, i, j, f + c * VW, 1);
+    else NAME(finish_run)(job, y, ROWS, n, i, j, f + c * VW, 0);
+  }
+}
+
+static void NAME(direct_in_place_body)(void *p) {
+  clearfold_convolution *job = p;
+  long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
+  for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;)
+    for (long f = 0; f < F; f += wide)
+      for (long at = 0; at < job->Wo; at += ROWS) {
+        long n = line / job->Ho, i = line % job->Ho, j = at + ROWS <= job->Wo ? at : job->Wo - ROWS; /* the last run overlaps the one before */
+        switch ((F - f < wide ? F - f : wide) / VW) {
+          case 1: NAME(direct_run)(job, n, i, j, f, 1); break;
+          case 2: NAME(direct_run)(job, n, i, j, f, 2); break;
+#if !defined(CLEARFOLD_AVX2)
+          case 3: NAME(direct_run)(job, n, i, j, f, 3); break;
+          case 4: NAME(direct_run)(job, n, i, j, f, 4); break;
+#endif
+        }
+      }
+}
+
 void NAME(direct)(clearfold_convolution *job) {
+  if (NAME(lies_ready)(job)) {
+    job->next = 0;
+    clearfold_team(NAME(direct_in_place_body), job, job->threads);
+    return;
+  }
   enum { CACHE = 256 << 10 };
   long K = job->A * job->B * job->C * (long)sizeof(factor), pixels = job->N * job->Ho * job->Wo;
   long most = CACHE / K;

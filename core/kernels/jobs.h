@@ -16,7 +16,7 @@ typedef struct {
 typedef struct {
   clearfold_rows x;                         /* (N, H, W, C) */
   clearfold_rows y;                         /* (N, rows, columns, F / (scale * scale)) */
-  clearfold_rows addend, another, mask;     /* as y; data is NULL where there is none */
+  clearfold_rows addend, another, mask;     /* as y, of its dtype; data is NULL where there is none */
   const void *u;
   const float *bias;                        /* (F) or NULL */
   long N, H, W, C, F, Ho, Wo;               /* Ho, Wo: the convolution's own output */

@@ -84,24 +84,66 @@ INLINE void NAME(finish)(const clearfold_convolution *job, vec sum, long picture
   }
 }
 
-/* `finish` for a plain job: four neighbours of a row, a whole vector of channels from f; `bias` is that of the channels, or zeros. */
-INLINE void NAME(finish_run)(const clearfold_convolution *job, vec y[4], vec bias, long picture, long row, long column, long f) {
-  long F = job->F, width = job->Wo * F, at = column * F + f;
-  for (int b = 0; b < 4; b++) y[b] = add(y[b], bias);
+/* Does each vector of channels go whole to one place, with nothing cropped? */
+INLINE int NAME(is_whole)(const clearfold_convolution *job) {
+  long S = job->scale;
+  return job->F / (S * S) % VW == 0 && !job->crop_top && !job->crop_left && job->rows == job->Ho * S && job->columns == job->Wo * S;
+}
+
+/* `finish` for a whole job: `count` neighbours of a row from output (i, j), the channels f..f+VW. */
+INLINE void NAME(finish_run)(const clearfold_convolution *job, vec *y, const int count, long picture, long i, long j, long f, const int half) {
+  long S = job->scale, C = job->F, row = i, at = j * C + f, step = C;
+  if (S > 1) {
+    C /= S * S;
+    long phase = f / C;
+    row = i * S + phase / S, at = (j * S + phase % S) * C + f - phase * C, step = S * C;
+  }
+  long width = job->columns * C;
+  if (job->bias) {
+    vec bias = load(job->bias + f);
+    for (int b = 0; b < count; b++) y[b] = add(y[b], bias);
+  }
   if (job->addend.data) {
     long from = clearfold_row(&job->addend, picture, row, width) + at;
-    for (int b = 0; b < 4; b++) y[b] = add(y[b], load_any(job->addend.data, from + b * F, VW, job->addend.half));
+    for (int b = 0; b < count; b++) y[b] = add(y[b], load_any(job->addend.data, from + b * step, VW, half));
   }
   if (job->another.data) {
     long from = clearfold_row(&job->another, picture, row, width) + at;
-    for (int b = 0; b < 4; b++) y[b] = add(y[b], load_any(job->another.data, from + b * F, VW, job->another.half));
+    for (int b = 0; b < count; b++) y[b] = add(y[b], load_any(job->another.data, from + b * step, VW, half));
   }
   if (job->relu)
-    for (int b = 0; b < 4; b++) y[b] = relu(y[b]);
+    for (int b = 0; b < count; b++) y[b] = relu(y[b]);
   if (job->mask.data) {
     long from = clearfold_row(&job->mask, picture, row, width) + at;
-    for (int b = 0; b < 4; b++) y[b] = where_positive(load_any(job->mask.data, from + b * F, VW, job->mask.half), y[b]);
+    for (int b = 0; b < count; b++) y[b] = where_positive(load_any(job->mask.data, from + b * step, VW, half), y[b]);
   }
   long to = clearfold_row(&job->y, picture, row, width) + at;
-  for (int b = 0; b < 4; b++) store_any(job->y.data, to + b * F, y[b], VW, job->y.half);
+  for (int b = 0; b < count; b++) store_any(job->y.data, to + b * step, y[b], VW, half);
+}
+
+/* Is the output so few channels that one vector holds all phases of a pixel, with nothing but a bias to add? */
+INLINE int NAME(is_few)(const clearfold_convolution *job) {
+  long S = job->scale;
+  return S > 1 && job->F <= VW && !job->crop_top && !job->crop_left && job->rows == job->Ho * S && job->columns == job->Wo * S && !job->relu &&
+         !job->addend.data && !job->mask.data;
+}
+
+/* `finish` for such a job: four neighbours of a row from output (i, j). A row of phases is one run of memory. */
+INLINE void NAME(finish_few)(const clearfold_convolution *job, const vec y[4], long picture, long i, long j) {
+  long S = job->scale, run = job->F / S, width = job->columns * (run / S);
+  vec bias = job->bias ? load_n(job->bias, job->F) : zero();
+  float lanes[4][VW];
+  for (int b = 0; b < 4; b++) store(lanes[b], add(y[b], bias));
+  for (long r = 0; r < S; r++) {
+    long to = clearfold_row(&job->y, picture, i * S + r, width) + j * run;
+    for (int b = 0; b < 4; b++, to += run) {
+      if (job->y.half) {
+        bf16 halves[VW];
+        store_bf16(halves, load(lanes[b]));
+        memcpy((bf16 *)job->y.data + to, halves + r * run, run * sizeof(bf16));
+      } else {
+        memcpy((float *)job->y.data + to, lanes[b] + r * run, run * sizeof(float));
+      }
+    }
+  }
 }

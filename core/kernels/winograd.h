@@ -143,17 +143,24 @@ INLINE void NAME(finish_tile)(const clearfold_convolution *job, const float *m, 
     from_points(line, 1, t + j, WINDOW);
   }
   long n = job->F - f < VW ? job->F - f : VW, down = job->Ho - to.i, across = job->Wo - to.j;
-  if (n == VW && down >= TILE && across >= TILE && NAME(is_plain)(job)) {
-    vec bias = job->bias ? load(job->bias + f) : zero();
+  int inside = down >= TILE && across >= TILE, whole = inside && NAME(is_whole)(job), few = inside && NAME(is_few)(job);
+  if (whole && job->y.half) {
 #pragma GCC unroll 4
     for (int a = 0; a < TILE; a++) {
       from_points(t + a * WINDOW, 1, y, 1);
-      NAME(finish_run)(job, y, bias, to.n, to.i + a, to.j, f);
+      NAME(finish_run)(job, y, TILE, to.n, to.i + a, to.j, f, 1);
+    }
+  } else if (whole) {
+#pragma GCC unroll 4
+    for (int a = 0; a < TILE; a++) {
+      from_points(t + a * WINDOW, 1, y, 1);
+      NAME(finish_run)(job, y, TILE, to.n, to.i + a, to.j, f, 0);
     }
   } else {
     for (int a = 0; a < TILE && a < down; a++) {
       from_points(t + a * WINDOW, 1, y, 1);
-      for (int b = 0; b < TILE && b < across; b++) NAME(finish)(job, y[b], to.n, to.i + a, to.j + b, f, n);
+      if (few) NAME(finish_few)(job, y, to.n, to.i + a, to.j);
+      else for (int b = 0; b < TILE && b < across; b++) NAME(finish)(job, y[b], to.n, to.i + a, to.j + b, f, n);
     }
   }
 }
