@@ -200,11 +200,11 @@ static void NAME(winograd_body)(void *p) {
 }
 
 void NAME(winograd)(clearfold_convolution *job) {
-  enum { CACHE = 800 << 10 }; /* of a second cache of 1 MiB and more */
+  enum { CACHE = 1600 << 10 }; /* about what a second cache holds, and a part of the third */
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW;
   long most = CACHE / (POINTS * (Cp * (long)sizeof(factor) + wide * (long)sizeof(float)));
-  most = most > 18 ? 18 : most < ROWS ? ROWS : most / ROWS * ROWS;
+  most = most > 30 ? 30 : most < ROWS ? ROWS : most / ROWS * ROWS;
   long blocks = NAME(round_up)((tiles + most - 1) / most, job->threads);
   job->block = NAME(round_up)((tiles + blocks - 1) / blocks, ROWS);
   job->next = 0;
