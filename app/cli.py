@@ -216,41 +216,56 @@ def train(
 
 @cli.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Folder of clean pictures.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of clean pictures, or of pairs as x_noisy.png and x_clean.png.", show_default=False)
+    ],
     sigma: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=255, help="Noise level in 8-bit steps; repeatable.", show_default="15 25 50"),
+        typer.Option(min=0, max=255, help="Noise level in 8-bit steps; repeatable.", show_default="15 25 50; of pairs: not told"),
     ] = None,
-    blind: Annotated[bool, typer.Option("--blind", help="Let the denoiser estimate the noise level.")] = False,
+    blind: Annotated[bool, typer.Option("--blind", help="Let the denoiser find the noise level.")] = False,
     model: ModelOption = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write noisy, denoised and clean pictures side by side: worst, median, best.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Write the figures into the model's card.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Measure PSNR and SSIM on clean pictures with noise put on them, by the protocol of the published tables."""
-    from core import evaluation, weights
+    """Measure PSNR, SSIM and brightness: of clean pictures with noise put on, as the published tables do, or of real pairs."""
+    from core import evaluation, images, weights
+    from core.sheet import sheet as side_by_side
 
-    sigmas = sigma or [15.0, 25.0, 50.0]
     path = _weights(model)
+    form = _format(sheet.suffix[1:]) if sheet else None
+    pictures = evaluation.Pictures(folder)
     denoiser = _load(str(path), device, dtype)
     with _bar() as bar:
         task = bar.add_task("evaluating", total=None)
-        rows = evaluation.evaluate(denoiser, folder, sigmas, blind, lambda done, total: bar.update(task, completed=done, total=total))
+        rows = evaluation.evaluate(denoiser, pictures, sigma, blind, lambda done, total: bar.update(task, completed=done, total=total))
+    if sheet:
+        page = side_by_side(evaluation.shown(denoiser, pictures, rows, blind))
+        sheet.write_bytes(images.write(images.Picture(page, format=form or "png"), form))
     if record:
         card = dict(denoiser.card)
-        key = f"{folder.resolve().name}, sigma {'estimated' if blind else 'known'}"
-        psnrs = {f"{row.sigma:g}": f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}" for row in rows}
-        card["figures"] = {**card.get("figures", {}), key: psnrs}
+        key, figures = evaluation.recorded(pictures, rows, blind)
+        card["figures"] = {**card.get("figures", {}), key: {**card.get("figures", {}).get(key, {}), **figures}}
         weights.save(path, weights.read(path)[0], card)
     if as_json:
-        print(json.dumps(evaluation.as_json(denoiser, folder, rows, blind)))
+        print(json.dumps(evaluation.as_json(denoiser, pictures, rows, blind)))
         return
-    table = Table(title=f"{denoiser.name} on {folder.resolve().name}, sigma {'estimated' if blind else 'known'}")
-    for column in ("sigma", "pictures", "noisy, dB", "denoised, dB", "SSIM"):
+    table = Table(title=f"{denoiser.name} on {evaluation.recorded(pictures, rows, blind)[0]}")
+    for column in ("sigma", "pictures", "noisy, dB", "denoised, dB", "SSIM", "noise left", "mean moves by"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(f"{row.sigma:g}", str(row.pictures), f"{row.noisy_psnr:.2f}", f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+        table.add_row(
+            "-" if row.sigma is None else f"{row.sigma:g}",
+            str(row.pictures),
+            f"{row.noisy_psnr:.2f}",
+            f"{row.psnr:.2f}",
+            f"{row.ssim:.4f}",
+            f"{row.left:.1%}",
+            f"{row.shift:.3f}, worst {row.worst_shift:.3f}",
+        )
     out.print(table)
 
 

@@ -101,7 +101,7 @@ class Denoiser:
         """`pixels` with that `share` of the correction added which the network makes when told `level`."""
         H, W, _ = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
-        out = torch.empty(H, W, 3)
+        out, grey = torch.empty(H, W, 3), noise.is_grey(pixels)
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
@@ -114,6 +114,7 @@ class Denoiser:
                 seen = _cut(pixels, down, across).to(self.device)
                 for rows_ready in stream.push(with_level(seen[None], level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
+                    ready = ready.mean(2, keepdim=True) if grey else ready
                     to = out[done : done + len(ready), x.kept]
                     torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), alpha=share, out=to).clamp_(0, 1)
                     done += len(ready)

@@ -201,6 +201,11 @@ def measure(pixels: Tensor) -> Measured:
     return Measured(estimate_gaussian(pixels), estimate_gaussian(pixels, shrunk=2))
 
 
+def is_grey(pixels: Tensor) -> bool:
+    """Whether the channels of a picture (H, W, C) are equal."""
+    return all(bool((part == part[..., :1]).all()) for part in (pixels[::8, ::8], pixels))  # the few first: they nearly always tell
+
+
 def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> float:
     """The standard deviation of white Gaussian noise in a picture (H, W, C), from the picture alone.
 
@@ -215,7 +220,7 @@ def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> floa
     H, W = H // shrunk, W // shrunk
     if min(H, W) < 2:
         return 0.0
-    if C > 1 and all((part == part[..., :1]).all() for part in (pixels[::8, ::8], pixels)):  # the few first: they nearly always tell
+    if is_grey(pixels):
         pixels, C = pixels[..., :1], 1
     patch = min(math.isqrt(DIMENSIONS // C), H // 2 + 1, W // 2 + 1)
     while patch > 2 and (H - patch + 1) * (W - patch + 1) < PATCHES_A_DIMENSION * C * patch**2:

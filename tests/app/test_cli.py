@@ -545,7 +545,7 @@ def test_evaluate_prints_json_and_nothing_else_on_standard_output(clearfold: Cle
         "model": "same", "device": "cpu", "dtype": "float32", "set": "photos", "sigma_known": False,
     }  # fmt: skip
     assert [row["sigma"] for row in told["rows"]] == [15, 25, 50]
-    assert told["rows"][0].keys() == {"sigma", "pictures", "noisy_psnr", "psnr", "ssim"}
+    assert told["rows"][0].keys() == {"sigma", "pictures", "noisy_psnr", "psnr", "ssim", "left", "shift", "worst_shift", "each"}
 
 
 def test_evaluate_records_figures_in_the_card_and_leaves_the_weights(clearfold: Clearfold, photos: Path, shelf: Path) -> None:
@@ -564,8 +564,28 @@ def test_evaluate_records_figures_in_the_card_and_leaves_the_weights(clearfold: 
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
 
 
+def test_evaluate_measures_and_records_pairs(clearfold: Clearfold, shelf: Path) -> None:
+    for name in ("a_noisy", "a_clean", "b_noisy", "b_clean"):
+        picture(f"shots/{name}.png", seed=len(name))
+    shutil.copy(shelf / "same.safetensors", "mine.safetensors")
+    said = clearfold("evaluate", "shots", "--model", "mine.safetensors", "--record", "--sigma", "12")
+    assert said.status == 0
+    assert "mine on shots, real noise" in said.out
+    assert clearfold("evaluate", "shots", "--model", "mine.safetensors", "--record").status == 0
+    assert weights.load(Path("mine.safetensors"))[1]["figures"]["shots, real noise"].keys() == {"told 12", "not told"}
+
+
+def test_evaluate_writes_a_sheet(clearfold: Clearfold, photos: Path) -> None:
+    said = clearfold("evaluate", "photos", "--model", "same", "--sigma", "25", "--sheet", "sheet.png")
+    assert said.status == 0
+    with Image.open("sheet.png") as page, Image.open(next(photos.glob("*.png"))) as one:
+        assert page.width > 3 * one.width
+        assert page.height > 3 * one.height
+
+
 @pytest.mark.parametrize(("folder", "message"), [("none", "none does not exist: name a folder with pictures in it"),
-                                                 ("empty", "empty holds no picture: name a folder of clean pictures")])  # fmt: skip
+                                                 ("empty", "empty holds no picture: name a folder of clean pictures, "
+                                                           "or of pairs as x_noisy.png with x_clean.png")])  # fmt: skip
 def test_a_folder_that_cannot_be_measured_is_named(clearfold: Clearfold, folder: str, message: str) -> None:
     Path("empty").mkdir()
     said = clearfold("evaluate", folder)
