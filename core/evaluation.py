@@ -112,10 +112,10 @@ def evaluate(
             scores.append(_scores(pair, denoiser(pair.noisy, _told(sigma, blind))))
             after_picture(n * len(pictures) + i + 1, len(levels) * len(pictures))
         columns = list(zip(*scores, strict=True))
-        means = [round(sum(column) / len(column), 4) for column in columns]
-        each = {name: round(psnr, 4) for name, psnr in zip(pictures.names, columns[1], strict=True)}
-        level = None if sigma is None else float(sigma)
-        rows.append(Row(level, len(pictures), *means, worst_shift=round(max(columns[-1]), 4), each=each))
+        noisy_psnr, psnr, ssim, left, shift = (round(sum(column) / len(column), 4) for column in columns)
+        each = {name: round(value, 4) for name, value in zip(pictures.names, columns[1], strict=True)}
+        level, worst_shift = None if sigma is None else float(sigma), round(max(columns[4]), 4)
+        rows.append(Row(level, len(pictures), noisy_psnr, psnr, ssim, left, shift, worst_shift, each))
     return rows
 
 
