@@ -41,8 +41,8 @@ class Row:
 
     `sigma` is what was put on, or what the denoiser is told of real noise, in 8-bit steps; None: real noise and not told. `left` is the
     share of the noise that is still in the result, 1 in the noisy picture itself: their least-squares factor. `shift` is how far the mean
-    of a channel moves, in 8-bit steps, of each picture the channel that moves most, and `worst_shift` that of the worst picture. `each` has
-    the PSNR of every picture.
+    of a channel is, in 8-bit steps, from that of the clean picture, or, of real noise, of the noisy one; of each picture the channel that
+    is furthest. `worst_shift` is that of the worst picture. `each` has the PSNR of every picture.
     """
 
     sigma: float | None
@@ -109,7 +109,7 @@ def evaluate(
         scores = []
         for i in range(len(pictures)):
             pair = pictures.pair(i, sigma or 0)
-            scores.append(_scores(pair, denoiser(pair.noisy, _told(sigma, blind))))
+            scores.append(_scores(pair, denoiser(pair.noisy, _told(sigma, blind)), pictures.real))
             after_picture(n * len(pictures) + i + 1, len(levels) * len(pictures))
         columns = list(zip(*scores, strict=True))
         noisy_psnr, psnr, ssim, left, shift = (round(sum(column) / len(column), 4) for column in columns)
@@ -182,13 +182,16 @@ def _pairs(paths: list[Path]) -> tuple[list[Path], list[Path]] | None:
     return None
 
 
-def _scores(pair: Pair, denoised: Tensor) -> tuple[float, float, float, float, float]:
-    """PSNR before, PSNR, SSIM, the share of the noise left, the largest move of a channel's mean."""
+def _scores(pair: Pair, denoised: Tensor, real: bool) -> tuple[float, float, float, float, float]:
+    """PSNR before, PSNR, SSIM, the share of the noise left, the largest move of a channel's mean.
+
+    Noise that is put on moves means itself, by chance; real pairs are of two exposures.
+    """
     noisy, clean = pair
     rounded = metrics.to_8bit(denoised)
     put_on = (noisy - clean).double()
     left = ((denoised - clean) * put_on).sum() / put_on.square().sum().clamp_min(1e-12)
-    shift = (denoised.double().mean((0, 1)) - noisy.double().mean((0, 1))).abs().max() * 255
+    shift = (denoised.double() - (noisy if real else clean)).mean((0, 1)).abs().max() * 255
     return metrics.psnr(noisy, clean), metrics.psnr(rounded, clean), metrics.ssim(rounded, clean), left.item(), shift.item()
 
 

@@ -166,8 +166,9 @@ class TestFigures:
         assert row.left == pytest.approx(share, abs=1e-3)
 
     def test_the_channel_that_moves_most_counts(self, folder: Path) -> None:
-        moves = iter([torch.tensor([0.0, 1.0, -2.0]), torch.tensor([0.5, 0, 0]), torch.tensor([0, 0, 0.2])])
-        (row,) = measure(Fake(lambda noisy: noisy + next(moves) / 255), folder, [25])
+        moves = [torch.tensor([0.0, 1.0, -2.0]), torch.tensor([0.5, 0, 0]), torch.tensor([0, 0, 0.2])]
+        answers = iter([scene + move / 255 for scene, move in zip(CLEAN, moves, strict=True)])
+        (row,) = measure(Fake(lambda noisy: next(answers)), folder, [25])
         assert row.shift == pytest.approx((2 + 0.5 + 0.2) / 3, abs=1e-3)
         assert row.worst_shift == pytest.approx(2, abs=1e-3)
 
@@ -206,6 +207,7 @@ class TestPairs:
         assert [sigma for _, sigma in fake.given] == [None] * 3
         assert torch.equal(fake.given[0][0], metrics.to_8bit(photo(16, 20) + 0.1))
         assert row.noisy_psnr == pytest.approx((20 + 33.98 + 26.02) / 3, abs=0.1)
+        assert row.shift == pytest.approx(0.02 * 255, abs=0.01)
         assert next(iter(row.each.values())) == pytest.approx(-20 * math.log10(0.08), abs=0.3)
 
     def test_a_level_that_is_given_is_told(self, pairs: Path) -> None:
