@@ -19,7 +19,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from core import Denoiser
+    from core import Auto, Denoiser
     from core.reproduce import Epoch
     from core.trainer import Progress as Training
 
@@ -34,7 +34,7 @@ out, err = Console(), Console(stderr=True)
 
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="A model's name (see `clearfold models`) or a .safetensors file; the default model if not given."),
+    typer.Option(help="A model's name (see `clearfold models`), a .safetensors file, or auto, which suits each picture's noise."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or auto for what the device is fast at.")]
@@ -114,7 +114,7 @@ def denoise(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Remove the noise from pictures. A bad file is named and passed over; the exit status is then 1."""
-    from core import DataError, ImageError, data, images
+    from core import Auto, DataError, ImageError, data, images
 
     level = _level(sigma)
     to_file = output is not None and bool(output.suffix) and not output.is_dir() and len(paths) == 1 and not paths[0].is_dir()
@@ -132,7 +132,7 @@ def denoise(
         if not found:
             failed.append(f"{given} holds no picture")
         jobs += [(path, given if given.is_dir() else path.parent) for path in found]
-    denoiser = _load(model, device, dtype)
+    denoiser = _load_suitable(model, device, dtype)
     taken = {path.resolve() for path, _ in jobs}  # never written over: what is read, and what was just written
     with _bar() as bar:
         task = bar.add_task("denoising", total=len(jobs))
@@ -140,7 +140,12 @@ def denoise(
             bar.update(task, description=path.name)
             try:
                 noisy = images.read(path.read_bytes())
-                clean = noisy.with_pixels(denoiser(noisy.pixels, level, strength))
+                if isinstance(denoiser, Auto):
+                    suitable, reason = denoiser.take(noisy.pixels)
+                    err.print(f"{path.name}: {suitable.name}, {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
+                else:
+                    suitable = denoiser
+                clean = noisy.with_pixels(suitable(noisy.pixels, level, strength))
                 target = output if output and to_file else _target(path, root, output, images.FORMATS[form or noisy.format].suffixes)
                 if target.resolve() in taken:
                     raise OSError(f"not written over {target}: choose another --output")
@@ -232,20 +237,21 @@ def evaluate(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Measure PSNR, SSIM and brightness: of clean pictures with noise put on, as the published tables do, or of real pairs."""
-    from core import evaluation, images, weights
-    from core.sheet import sheet as side_by_side
+    from core import AUTO, Auto, evaluation, images, weights
 
-    path = _weights(model)
+    if record and model == AUTO:
+        raise typer.BadParameter("figures are recorded in one model's card: name it with --model", param_hint="--record")
+    path = _weights(None if model == AUTO else model)
     form = _format(sheet.suffix[1:]) if sheet else None
     pictures = evaluation.Pictures(folder)
-    denoiser = _load(str(path), device, dtype)
+    denoiser = _load_suitable(model, device, dtype) if model == AUTO else _load(str(path), device, dtype)
     with _bar() as bar:
         task = bar.add_task("evaluating", total=None)
         rows = evaluation.evaluate(denoiser, pictures, sigma, blind, lambda done, total: bar.update(task, completed=done, total=total))
     if sheet:
-        page = side_by_side(evaluation.shown(denoiser, pictures, rows, blind))
+        page = evaluation.contact_sheet(denoiser, pictures, rows, blind)
         sheet.write_bytes(images.write(images.Picture(page, format=form or "png"), form))
-    if record:
+    if record and not isinstance(denoiser, Auto):
         card = dict(denoiser.card)
         key, figures = evaluation.recorded(pictures, rows, blind)
         card["figures"] = {**card.get("figures", {}), key: {**card.get("figures", {}).get(key, {}), **figures}}
@@ -381,6 +387,16 @@ def _weights(model: str | None) -> Path:
         _say(f"CLEARFOLD_MODELS_DIR = {settings.models_dir} holds no weights: train some, or name a file with --model")
         raise typer.Exit(1)
     return settings.models_dir / f"{name}.safetensors"
+
+
+def _load_suitable(model: str | None, device: str, dtype: str) -> "Denoiser | Auto":
+    """The model that is named; or, with `auto` or no name and no default, both that there are to choose from for each picture."""
+    from core import AUTO, Auto, choice
+
+    there = {path.stem for path in _shelf()}
+    if (model == AUTO or (model is None and _settings().default_model is None)) and there >= {choice.WHITE, choice.CAMERA}:
+        return Auto({name: _load(name, device, dtype) for name in (choice.WHITE, choice.CAMERA)}, choice.WHITE)
+    return _load(None if model == AUTO else model, device, dtype)
 
 
 def _load(model: str | None, device: str, dtype: str) -> "Denoiser":

@@ -90,6 +90,10 @@ class Denoiser:
                 return clean
             return self._by_strips(pixels, strength * noise.level_of(clean - pixels), keep_going, band, strip)
 
+    def found(self, pixels: Tensor, clean: Tensor) -> float:
+        """The noise level that a blind network found in `pixels`, by the `clean` ones that it made of them; as `estimate`."""
+        return noise.level_of(clean - pixels)
+
     def estimate(self, pixels: Tensor) -> float:
         """The noise level of a picture (H, W, 3), a standard deviation in [0, 1] image units (see `core.noise.estimate_gaussian`)."""
         _check(pixels)

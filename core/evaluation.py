@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from core import data, metrics, noise
+from core.sheet import sheet
 
 SIGMAS = (15.0, 25.0, 50.0)
 PAIRED = (("_real", "_mean"), ("_noisy", "_clean"), ("_noisy", "_gt"))
@@ -142,6 +143,11 @@ def shown(denoiser: Denoises, pictures: Pictures, rows: Sequence[Row], blind: bo
                 ]
             )
     return cells
+
+
+def contact_sheet(denoiser: Denoises, pictures: Pictures, rows: Sequence[Row], blind: bool) -> Tensor:
+    """One picture (H, W, 3) of all that is `shown`."""
+    return sheet(shown(denoiser, pictures, rows, blind))
 
 
 def as_json(denoiser: Denoises, pictures: Pictures, rows: Sequence[Row], blind: bool) -> dict[str, Any]:

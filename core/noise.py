@@ -207,7 +207,7 @@ def is_grey(pixels: Tensor) -> bool:
 
 
 def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> float:
-    """The standard deviation of white Gaussian noise in a picture (H, W, C), from the picture alone.
+    """The standard deviation of white Gaussian noise in a picture (H, W, C), floats in [0, 1] or integers, from the picture alone.
 
     Chen, Zhu, Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015. Patches of a clean picture lie near a
     plane of few dimensions, so most eigenvalues of the patches' covariance are the noise's variance alone. The largest are taken away
@@ -228,8 +228,9 @@ def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> floa
     windows = pixels.unfold(0, patch * shrunk, shrunk).unfold(1, patch * shrunk, shrunk)  # (h, w, C, patch * shrunk, patch * shrunk)
     stride = max(1, math.ceil(math.sqrt(windows.shape[0] * windows.shape[1] / most)))
     windows = windows[::stride, ::stride]
-    parts = [windows[..., y::shrunk, x::shrunk] for y in range(shrunk) for x in range(shrunk)]
-    rows = sum(parts[1:], parts[0]).reshape(-1, C * patch**2) / len(parts)
+    parts = [windows[..., y::shrunk, x::shrunk].float() for y in range(shrunk) for x in range(shrunk)]
+    one = 1.0 if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max
+    rows = sum(parts[1:], parts[0]).reshape(-1, C * patch**2) / (one * len(parts))
     rows = _not_cut_off(rows, C)
     rows = rows - rows.mean(0)
     spread = torch.linalg.eigvalsh((rows.T @ rows).double() / len(rows)).clamp_min(0)

@@ -583,6 +583,37 @@ def test_evaluate_writes_a_sheet(clearfold: Clearfold, photos: Path) -> None:
         assert page.height > 3 * one.height
 
 
+@pytest.fixture
+def pair(here: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shelf with the two models that there are to choose from."""
+    values, _ = weights.read(shelf / "same.safetensors")
+    for name, more in (("gaussian", {}), ("photo", {"blind": True})):
+        weights.save(tmp_path / "pair" / f"{name}.safetensors", values, {"title": name, "architecture": "unet", **more})
+    monkeypatch.setenv("CLEARFOLD_MODELS_DIR", str(tmp_path / "pair"))
+    return tmp_path / "pair"
+
+
+def test_denoise_takes_the_model_that_suits_each_picture_and_says_why(clearfold: Clearfold, pair: Path) -> None:
+    picture("white.png", size=(64, 48))
+    Image.linear_gradient("L").convert("RGB").resize((64, 48)).save("smooth.png")
+    for model in ((), ("--model", "auto")):
+        said = clearfold("denoise", "white.png", "smooth.png", "-o", f"out{len(model)}", *model)
+        assert (said.status, mistakes(said)) == (0, [])
+        assert re.search(r"^white\.png: gaussian, white noise: ", said.err, re.MULTILINE)
+        assert re.search(r"^smooth\.png: photo, no white noise: ", said.err, re.MULTILINE)
+    said = clearfold("denoise", "white.png", "--model", "photo")
+    assert said.status == 0
+    assert "white.png: " not in said.err
+
+
+def test_evaluate_measures_the_choice_but_records_it_in_no_card(clearfold: Clearfold, photos: Path, pair: Path) -> None:
+    said = clearfold("evaluate", "photos", "--model", "auto", "--blind", "--sigma", "25", "--json")
+    assert json.loads(said.out)["model"] == "auto"
+    said = clearfold("evaluate", "photos", "--model", "auto", "--record")
+    assert said.status == 2
+    assert "figures are recorded in one model's card" in said.err
+
+
 @pytest.mark.parametrize(("folder", "message"), [("none", "none does not exist: name a folder with pictures in it"),
                                                  ("empty", "empty holds no picture: name a folder of clean pictures, "
                                                            "or of pairs as x_noisy.png with x_clean.png")])  # fmt: skip

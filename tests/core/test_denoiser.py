@@ -157,6 +157,7 @@ class TestBlind:
     def test_at_more_strength_it_is_told_so_much_more_than_it_found(self, blind: Denoiser) -> None:
         noisy = photo(16, 24)
         found = (blind(noisy) - noisy).square().mean().sqrt().item()
+        assert blind.found(noisy, blind(noisy)) == pytest.approx(found)
         torch.testing.assert_close(blind(noisy, strength=1.5), blind(noisy, 1.5 * found), atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("strength", [-1.0, float("inf"), float("nan")])

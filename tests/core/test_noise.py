@@ -203,6 +203,17 @@ def test_a_large_picture_is_measured_on_part_of_its_patches(generator: torch.Gen
     assert noise.estimate_gaussian(noisy, most=4000) == pytest.approx(0.1, rel=0.05)
 
 
+@pytest.mark.parametrize("shrunk", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+def test_integers_are_measured_as_the_floats_they_stand_for(dtype: torch.dtype, shrunk: int, generator: torch.Generator) -> None:
+    steps = torch.iinfo(dtype).max
+    noisy = noise.add_gaussian(photo(70, 80), 0.1, generator).clamp(0, 1).mul(steps).round()
+    for picture in (noisy, noisy[..., :1].expand(-1, -1, 3)):
+        level = noise.estimate_gaussian(picture.to(dtype), shrunk)
+        assert level == pytest.approx(noise.estimate_gaussian(picture / steps, shrunk), rel=1e-4)
+        assert level == pytest.approx(0.1 / shrunk, rel=0.1)
+
+
 @pytest.mark.parametrize("shrunk", [2, 3])
 def test_the_means_of_blocks_hold_that_much_less_noise(shrunk: int, generator: torch.Generator) -> None:
     noisy = noise.add_gaussian(photo(241, 322), 0.1, generator)
