@@ -19,7 +19,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from core import Denoiser
+    from core import Auto, Denoiser
     from core.reproduce import Epoch
     from core.trainer import Progress as Training
 
@@ -34,7 +34,7 @@ out, err = Console(), Console(stderr=True)
 
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="A model's name (see `clearfold models`) or a .safetensors file; the default model if not given."),
+    typer.Option(help="A model's name (see `clearfold models`), a .safetensors file, or auto, which suits each picture's noise."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or auto for what the device is fast at.")]
@@ -114,7 +114,7 @@ def denoise(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Remove the noise from pictures. A bad file is named and passed over; the exit status is then 1."""
-    from core import DataError, ImageError, data, images
+    from core import Auto, DataError, ImageError, data, images
 
     level = _level(sigma)
     to_file = output is not None and bool(output.suffix) and not output.is_dir() and len(paths) == 1 and not paths[0].is_dir()
@@ -132,7 +132,7 @@ def denoise(
         if not found:
             failed.append(f"{given} holds no picture")
         jobs += [(path, given if given.is_dir() else path.parent) for path in found]
-    denoiser = _load(model, device, dtype)
+    denoiser = _load_suitable(model, device, dtype)
     taken = {path.resolve() for path, _ in jobs}  # never written over: what is read, and what was just written
     with _bar() as bar:
         task = bar.add_task("denoising", total=len(jobs))
@@ -140,7 +140,12 @@ def denoise(
             bar.update(task, description=path.name)
             try:
                 noisy = images.read(path.read_bytes())
-                clean = noisy.with_pixels(denoiser(noisy.pixels, level, strength))
+                if isinstance(denoiser, Auto):
+                    suitable, reason = denoiser.take(noisy.pixels)
+                    err.print(f"{path.name}: {suitable.name}, {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
+                else:
+                    suitable = denoiser
+                clean = noisy.with_pixels(suitable(noisy.pixels, level, strength))
                 target = output if output and to_file else _target(path, root, output, images.FORMATS[form or noisy.format].suffixes)
                 if target.resolve() in taken:
                     raise OSError(f"not written over {target}: choose another --output")
@@ -216,41 +221,57 @@ def train(
 
 @cli.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Folder of clean pictures.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of clean pictures, or of pairs as x_noisy.png and x_clean.png.", show_default=False)
+    ],
     sigma: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=255, help="Noise level in 8-bit steps; repeatable.", show_default="15 25 50"),
+        typer.Option(min=0, max=255, help="Noise level in 8-bit steps; repeatable.", show_default="15 25 50; of pairs: not told"),
     ] = None,
-    blind: Annotated[bool, typer.Option("--blind", help="Let the denoiser estimate the noise level.")] = False,
+    blind: Annotated[bool, typer.Option("--blind", help="Let the denoiser find the noise level.")] = False,
     model: ModelOption = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write noisy, denoised and clean pictures side by side: worst, median, best.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
     record: Annotated[bool, typer.Option("--record", help="Write the figures into the model's card.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Measure PSNR and SSIM on clean pictures with noise put on them, by the protocol of the published tables."""
-    from core import evaluation, weights
+    """Measure PSNR, SSIM and brightness: of clean pictures with noise put on, as the published tables do, or of real pairs."""
+    from core import AUTO, Auto, evaluation, images, weights
 
-    sigmas = sigma or [15.0, 25.0, 50.0]
-    path = _weights(model)
-    denoiser = _load(str(path), device, dtype)
+    if record and model == AUTO:
+        raise typer.BadParameter("figures are recorded in one model's card: name it with --model", param_hint="--record")
+    path = _weights(None if model == AUTO else model)
+    form = _format(sheet.suffix[1:]) if sheet else None
+    pictures = evaluation.Pictures(folder)
+    denoiser = _load_suitable(model, device, dtype) if model == AUTO else _load(str(path), device, dtype)
     with _bar() as bar:
         task = bar.add_task("evaluating", total=None)
-        rows = evaluation.evaluate(denoiser, folder, sigmas, blind, lambda done, total: bar.update(task, completed=done, total=total))
-    if record:
+        rows = evaluation.evaluate(denoiser, pictures, sigma, blind, lambda done, total: bar.update(task, completed=done, total=total))
+    if sheet:
+        page = evaluation.contact_sheet(denoiser, pictures, rows, blind)
+        sheet.write_bytes(images.write(images.Picture(page, format=form or "png"), form))
+    if record and not isinstance(denoiser, Auto):
         card = dict(denoiser.card)
-        key = f"{folder.resolve().name}, sigma {'estimated' if blind else 'known'}"
-        psnrs = {f"{row.sigma:g}": f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}" for row in rows}
-        card["figures"] = {**card.get("figures", {}), key: psnrs}
+        key, figures = evaluation.recorded(pictures, rows, blind)
+        card["figures"] = {**card.get("figures", {}), key: {**card.get("figures", {}).get(key, {}), **figures}}
         weights.save(path, weights.read(path)[0], card)
     if as_json:
-        print(json.dumps(evaluation.as_json(denoiser, folder, rows, blind)))
+        print(json.dumps(evaluation.as_json(denoiser, pictures, rows, blind)))
         return
-    table = Table(title=f"{denoiser.name} on {folder.resolve().name}, sigma {'estimated' if blind else 'known'}")
-    for column in ("sigma", "pictures", "noisy, dB", "denoised, dB", "SSIM"):
+    table = Table(title=f"{denoiser.name} on {evaluation.recorded(pictures, rows, blind)[0]}")
+    for column in ("sigma", "pictures", "noisy, dB", "denoised, dB", "SSIM", "noise left", "mean moves by"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(f"{row.sigma:g}", str(row.pictures), f"{row.noisy_psnr:.2f}", f"{row.psnr:.2f}", f"{row.ssim:.4f}")
+        table.add_row(
+            "-" if row.sigma is None else f"{row.sigma:g}",
+            str(row.pictures),
+            f"{row.noisy_psnr:.2f}",
+            f"{row.psnr:.2f}",
+            f"{row.ssim:.4f}",
+            f"{row.left:.1%}",
+            f"{row.shift:.3f}, worst {row.worst_shift:.3f}",
+        )
     out.print(table)
 
 
@@ -366,6 +387,16 @@ def _weights(model: str | None) -> Path:
         _say(f"CLEARFOLD_MODELS_DIR = {settings.models_dir} holds no weights: train some, or name a file with --model")
         raise typer.Exit(1)
     return settings.models_dir / f"{name}.safetensors"
+
+
+def _load_suitable(model: str | None, device: str, dtype: str) -> "Denoiser | Auto":
+    """The model that is named; or, with `auto` or no name and no default, both that there are to choose from for each picture."""
+    from core import AUTO, Auto, choice
+
+    there = {path.stem for path in _shelf()}
+    if (model == AUTO or (model is None and _settings().default_model is None)) and there >= {choice.WHITE, choice.CAMERA}:
+        return Auto({name: _load(name, device, dtype) for name in (choice.WHITE, choice.CAMERA)}, choice.WHITE)
+    return _load(None if model == AUTO else model, device, dtype)
 
 
 def _load(model: str | None, device: str, dtype: str) -> "Denoiser":

@@ -1,13 +1,16 @@
 """The models that are served, by name. Loads weights files; never writes one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from torch import Tensor
 
 from app.errors import NotReady, UnknownModel
 from app.settings import Settings
-from core import Denoiser
+from core import AUTO, Auto, Denoiser
 
 SUFFIX = ".safetensors"
+Taker = Callable[[Tensor], tuple[Denoiser, str]]
 
 
 class Models:
@@ -45,6 +48,17 @@ class Models:
             there = ", ".join(map(repr, self._shelf)) or "none"
             raise UnknownModel(f"model = {name!r}: there is no such model. There are: {there}.", models=[*self._shelf])
         return self._shelf[name]
+
+    def taker(self, name: str | None) -> "Taker":
+        """What gives the denoiser for a picture, and why it is that one. Raises for a name that is not there, before there is a picture.
+
+        With the name `auto`, and with none where nobody chose a default, the picture decides.
+        """
+        if name == AUTO or (name is None and self._settings.default_model is None):
+            default = self[None]
+            return Auto(dict(self._shelf), default.name).take
+        denoiser, reason = self[name], "asked for" if name else "the default"
+        return lambda pixels: (denoiser, reason)
 
     def add(self, denoiser: Denoiser) -> None:
         self._shelf[denoiser.name] = denoiser

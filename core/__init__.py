@@ -7,6 +7,7 @@ clean = picture.with_pixels(denoiser(picture.pixels))
 """
 
 from core import images
+from core.choice import AUTO, Auto
 from core.data import DataError
 from core.denoiser import Cancelled, Denoiser
 from core.hardware import DeviceError
@@ -14,4 +15,17 @@ from core.images import ImageError, Picture
 from core.kernels import KernelError
 from core.weights import Card, WeightsError
 
-__all__ = ["Cancelled", "Card", "DataError", "Denoiser", "DeviceError", "ImageError", "KernelError", "Picture", "WeightsError", "images"]
+__all__ = [
+    "AUTO",
+    "Auto",
+    "Cancelled",
+    "Card",
+    "DataError",
+    "Denoiser",
+    "DeviceError",
+    "ImageError",
+    "KernelError",
+    "Picture",
+    "WeightsError",
+    "images",
+]

@@ -37,11 +37,15 @@ class Cancelled(Exception):
 
 
 class Denoiser:
-    """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one."""
+    """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
+
+    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate.
+    """
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.network = network.to(device, hardware.weights(dtype, device)).multiply_in(dtype, hardware.activations(dtype, device))
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
+        self.blind = bool(card.get("blind"))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
 
@@ -66,28 +70,42 @@ class Denoiser:
     ) -> Tensor:
         """(H, W, 3) floats in [0, 1] -> the same shape in float32 on the CPU, of any size from 1x1 up.
 
-        sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s. strength: multiplies it; 0 gives the
-        input back bit for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and
-        rows, pass through the network at once; the result is the same whatever they are.
+        sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s, or what a blind network finds. strength:
+        multiplies it; 0 gives the input back bit for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band,
+        strip: how many columns, and rows, pass through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
-        level = (self.estimate(pixels) if sigma is None and strength else sigma or 0.0) * strength
+        blind = self.blind and sigma is None
+        level = strength * (1.0 if blind else self.estimate(pixels) if sigma is None and strength else sigma or 0.0)
         if not 0 <= level < math.inf:
             raise ValueError(f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0")
         if level == 0:
             return pixels.to("cpu", torch.float32, copy=True)
+        pixels, band = pixels.float(), max(ALIGNED, band // ALIGNED * ALIGNED)
         with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
-            return self._by_strips(pixels.float(), level, keep_going, max(ALIGNED, band // ALIGNED * ALIGNED), strip)
+            if not blind:
+                return self._by_strips(pixels, level, keep_going, band, strip)
+            clean = self._by_strips(pixels, noise.UNTOLD, keep_going, band, strip, share=min(strength, 1.0))
+            if strength <= 1:
+                return clean
+            return self._by_strips(pixels, strength * noise.level_of(clean - pixels), keep_going, band, strip)
+
+    def found(self, pixels: Tensor, clean: Tensor) -> float:
+        """The noise level that a blind network found in `pixels`, by the `clean` ones that it made of them; as `estimate`."""
+        return noise.level_of(clean - pixels)
 
     def estimate(self, pixels: Tensor) -> float:
         """The noise level of a picture (H, W, 3), a standard deviation in [0, 1] image units (see `core.noise.estimate_gaussian`)."""
         _check(pixels)
         return noise.estimate_gaussian(pixels.float())
 
-    def _by_strips(self, pixels: Tensor, level: float, keep_going: Callable[[], bool], band: int, strip: int | None) -> Tensor:
+    def _by_strips(
+        self, pixels: Tensor, level: float, keep_going: Callable[[], bool], band: int, strip: int | None, share: float = 1.0
+    ) -> Tensor:
+        """`pixels` with that `share` of the correction added which the network makes when told `level`."""
         H, W, _ = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
-        out = torch.empty(H, W, 3)
+        out, grey = torch.empty(H, W, 3), noise.is_grey(pixels)
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
@@ -100,8 +118,9 @@ class Denoiser:
                 seen = _cut(pixels, down, across).to(self.device)
                 for rows_ready in stream.push(with_level(seen[None], level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
+                    ready = ready.mean(2, keepdim=True) if grey else ready
                     to = out[done : done + len(ready), x.kept]
-                    torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), out=to).clamp_(0, 1)
+                    torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), alpha=share, out=to).clamp_(0, 1)
                     done += len(ready)
         return out
 

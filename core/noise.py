@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,10 +20,24 @@ WHITE_BALANCE = ((1.9, 2.4), (1.0, 1.0), (1.5, 1.9))
 COLOUR_MATRIX = (0.0, 0.3)
 """What each channel takes from the two others on the way from a camera's colours to sRGB; rows sum to 1."""
 GAMMA = 2.2
-SMOOTHING = (0.3, 1.2)
-"""Deviation in pixels of the blur that noise reduction in a camera, or a resize, leaves in the noise; in half of the pictures."""
-JPEG_QUALITY = (60, 98)
-"""In three pictures of four, with colours at half resolution in every second, as phones write them."""
+SMOOTHED = 0.75
+"""The share of pictures whose noise a camera's noise reduction, a scanner or an enlargement has smoothed: what is left is blotches.
+
+Lebrun, Colom, Morel, "The Noise Clinic", IPOL 2015: noise in developed pictures goes over many pixels, and most of all its colours.
+"""
+SMOOTHING = (0.0, 1.5)
+"""Deviation in pixels of the blur of the noise's lightness: from none, by way of demosaicing, to an enlargement by two and more."""
+COLOUR_SMOOTHING = (0.0, 3.0)
+"""The same of its colours, in addition: cameras smooth them more, since eyes see less of it."""
+SHARPENING = (0.0, 0.5)
+"""How much of what a blur of one pixel takes away is put on top, along rows and then columns, in every second picture."""
+JPEG_QUALITY = (60, 100)
+"""In three pictures of four, with colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
+
+UNTOLD = -0.1
+"""Stands in a noise-level map where the level is not told: a network that has learned with it finds the level by itself."""
+TOLD = 0.25
+"""The share of pictures whose level such a network is told in training, so that it heeds one that is given by hand."""
 
 
 def add_gaussian(clean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:
@@ -31,71 +46,119 @@ def add_gaussian(clean: Tensor, sigma: Tensor | float, generator: torch.Generato
 
 
 def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
-    """What a camera might have made of a scene (H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
+    """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
 
     In the order in which light takes it: linear light; the sensor's photon and read noise on a Bayer mosaic (Foi et al. 2008); white
-    balance; demosaicing; colour matrix; smoothing; gamma; 8 bits; JPEG. Every step up to gamma is linear, so the noise alone passes through
-    them and is added to the picture: no detail is lost to the mosaic that a denoiser would then have to invent.
+    balance; demosaicing; colour matrix; noise reduction and sharpening; gamma; 8 bits; JPEG. Every step up to gamma is linear, so the noise
+    alone passes through them and is added to the picture: no detail is lost to the mosaic that a denoiser would then have to invent. Of
+    what gamma makes of the noise, only the part that turns its sign with it is taken, so that a denoiser has no brightness to change.
     """
-    H, W, _ = clean.shape
+    N, H, W, _ = clean.shape
 
-    def between(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=generator).item()
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(N, 1, 1, 1, generator=generator)
 
-    light = clean**GAMMA
-    gains = torch.tensor([between(*channel) for channel in WHITE_BALANCE])
-    shot = math.exp(between(*map(math.log, SHOT)))
-    read = math.exp(READ[0] * math.log(shot) + READ[1] + READ[2] * torch.randn((), generator=generator).item())
-    added = torch.randn(H, W, 3, generator=generator) * (shot * light / gains + read).sqrt_() * gains
-    added = _demosaic(added * _bayer(H, W, turn=int(between(0, 4))))
-    mixed = between(*COLOUR_MATRIX)
-    added = (1 + 3 * mixed) * added - mixed * added.sum(2, keepdim=True)
-    if between(0, 1) < 0.5:
-        added = _blur(added, between(*SMOOTHING))
-    developed = (light + added).clamp_(0, 1) ** (1 / GAMMA)
-    steps = developed.mul_(255).round_().to(torch.uint8)
-    if between(0, 1) < 0.75:
-        steps = _through_jpeg(steps, round(between(*JPEG_QUALITY)), subsampling=2 * int(between(0, 2)))
+    def share(of_pictures: float) -> Tensor:
+        return torch.rand(N, 1, 1, 1, generator=generator) < of_pictures
+
+    light = clean.movedim(3, 1).contiguous().pow_(GAMMA)  # (N, 3, H, W)
+    gains = torch.cat([between(*channel) for channel in WHITE_BALANCE], 1)
+    shot = between(*map(math.log, SHOT)).exp_()
+    read = (READ[0] * shot.log() + READ[1] + READ[2] * torch.randn(shot.shape, generator=generator)).exp_()
+    mosaic = _bayer(H, W)[torch.randint(4, (N,), generator=generator)]
+    variance = (mosaic * gains * (shot * light + read * gains)).sum(1, keepdim=True)  # of gains times raw values that hold light / gains
+    added = _demosaic(mosaic * variance.sqrt_().mul_(torch.randn(N, 1, H, W, generator=generator)))
+    smoothed = share(SMOOTHED)
+    lightness, colours = smoothed * between(*SMOOTHING), smoothed * between(*COLOUR_SMOOTHING)
+    added = _reduced(added, 1 + 3 * between(*COLOUR_MATRIX), lightness, colours, share(0.5) * between(*SHARPENING), between(0, 1))
+    developed = (light + added).clamp_(0, 1).pow_(1 / GAMMA) - light.sub_(added).clamp_(0, 1).pow_(1 / GAMMA)
+    steps = developed.movedim(1, 3).mul_(0.5).add_(clean).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
+    quality, halved = between(*JPEG_QUALITY).round_().flatten().tolist(), share(0.5).flatten().tolist()
+    for i in share(0.75).flatten().nonzero().flatten().tolist():
+        steps[i] = _through_jpeg(steps[i], int(quality[i]), subsampling=2 if halved[i] else 0)
     return steps.float().div_(255)
 
 
-def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy pictures (N, H, W, 3) to learn from and their noise levels (N, 1, 1, 1), the deviation of what was added, over the picture.
+def level_of(added: Tensor) -> float:
+    """The deviation of noise from 0, over the picture and all channels."""
+    return added.square().mean().sqrt().item()
 
-    A share of `photographic` gets a camera's noise, the others Gaussian noise of deviation `sigma`. A grey picture stays grey.
+
+def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noisy pictures (N, H, W, 3) to learn from and noise levels (N, 1, 1, 1) to tell, the deviation of what was added, over the picture.
+
+    A share of `photographic` gets a camera's noise, the others Gaussian noise of deviation `sigma`. A grey picture stays grey. If there is
+    any camera's noise, whose level nobody knows later, most pictures' level is UNTOLD.
     """
     grey = (clean == clean[..., :1]).flatten(1).all(1).view(-1, 1, 1, 1)
     added = torch.randn(clean.shape, generator=generator)
     noisy = clean + sigma * torch.where(grey, added[..., :1], added)
-    for i in (torch.rand(len(clean), generator=generator) < photographic).nonzero().flatten().tolist():
-        noisy[i] = add_photographic(clean[i], generator)
-        if grey[i]:
-            noisy[i] = noisy[i].mean(2, keepdim=True)
-        sigma = sigma.index_fill(0, torch.tensor(i), (noisy[i] - clean[i]).square().mean().sqrt().item())
-    return noisy, sigma
+    if photographic == 0:
+        return noisy, sigma
+    chosen = (torch.rand(len(clean), generator=generator) < photographic).nonzero().flatten()
+    developed = add_photographic(clean[chosen], generator)
+    noisy[chosen] = torch.where(grey[chosen], developed.mean(3, keepdim=True), developed)
+    sigma = sigma.index_copy(0, chosen, (noisy[chosen] - clean[chosen]).square().mean((1, 2, 3), keepdim=True).sqrt_())
+    told = torch.rand(sigma.shape, generator=generator) < TOLD
+    return noisy, torch.where(told, sigma, torch.tensor(UNTOLD))
 
 
-def _bayer(H: int, W: int, turn: int) -> Tensor:
-    """(H, W, 3), 1 where a sensor's colour filter lets a channel through: red on one diagonal with blue, green on the other."""
-    tile = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 1, 0], [0, 0, 1]]]).rot90(turn)
-    return tile.repeat(-(-H // 2), -(-W // 2), 1)[:H, :W]
+def _bayer(H: int, W: int) -> Tensor:
+    """(4, 3, H, W), 1 where a sensor's colour filter lets a channel through, in four turns: green on one diagonal, the others beside it."""
+    tile = torch.tensor([[[1.0, 0], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [0, 1]]])
+    return torch.stack([tile.rot90(turn, (1, 2)) for turn in range(4)]).repeat(1, 1, -(-H // 2), -(-W // 2))[..., :H, :W]
 
 
 def _demosaic(mosaic: Tensor) -> Tensor:
-    """The mean of the nearest values that a mosaic (H, W, 3) holds of each channel; over the edge it goes on at the opposite one."""
-    cross = (mosaic.roll(1, 0) + mosaic.roll(-1, 0) + mosaic.roll(1, 1) + mosaic.roll(-1, 1)) / 4
-    rows = mosaic.roll(1, 0) + mosaic.roll(-1, 0)
-    corners = (rows.roll(1, 1) + rows.roll(-1, 1)) / 4
-    sides = torch.tensor([2.0, 1.0, 2.0])  # of the four neighbours beside it a red or blue value has two, a green one four
-    return mosaic + cross * sides + corners * torch.tensor([1.0, 0.0, 1.0])
+    """The mean of the nearest values that mosaics (N, 3, H, W) hold of each channel; over the edge it goes on at the opposite one."""
+
+    def beside(x: Tensor, axis: int) -> Tensor:
+        return x.roll(1, axis) + x.roll(-1, axis)
+
+    green, others = mosaic[:, 1:2], mosaic[:, ::2]
+    others = others + beside(others, 3) / 2
+    others = others + beside(others, 2) / 2  # twice, so that the middle of four takes a quarter of each
+    green = green + (beside(green, 3) + beside(green, 2)) / 4
+    return torch.cat((others[:, :1], green, others[:, 1:]), 1)
 
 
-def _blur(x: Tensor, deviation: float) -> Tensor:
-    """A Gaussian blur of 7x7 along the first two axes; over the edge it goes on at the opposite one."""
-    weights = torch.exp(-(torch.arange(-3.0, 4.0) ** 2) / (2 * deviation**2))
-    for axis in (0, 1):
-        x = sum((w * x.roll(i - 3, axis) for i, w in enumerate((weights / weights.sum()).tolist())), torch.zeros(()))
-    return x
+def _reduced(added: Tensor, saturation: Tensor, lightness: Tensor, colours: Tensor, sharpening: Tensor, kept: Tensor) -> Tensor:
+    """Noise (N, 3, H, W) after colour matrix, noise reduction and sharpening; all else is (N, 1, 1, 1), deviations in pixels.
+
+    A colour matrix with rows (1 + 2m, -m, -m) multiplies the difference from grey by 1 + 3m, which is `saturation`. Blurred by one pixel,
+    white noise keeps a quarter of its level; but cameras smooth more where there is more to smooth, and enlarging smooths at no loss: so
+    of that factor's logarithm, the share `kept` is taken back.
+    """
+    _, _, H, W = added.shape
+    grey = added.mean(1, keepdim=True)
+    planes = torch.cat((grey, (added[:, ::2] - grey) * saturation), 1)  # lightness, red, blue
+    down = _smoothers(H, lightness, colours, sharpening)
+    across = down if H == W else _smoothers(W, lightness, colours, sharpening)
+    smooth = down @ planes @ across  # which is its own transpose
+    smooth *= (_power(planes) / _power(smooth)) ** (kept / 2)
+    grey, colour = smooth[:, :1], smooth[:, 1:]
+    return torch.cat((colour[:, :1], -colour.sum(1, keepdim=True), colour[:, 1:]), 1).add_(grey)
+
+
+def _power(planes: Tensor) -> Tensor:
+    """The sum of squares of red, green and blue, given the lightness and two differences from it, which add up to 0 with the third."""
+    grey, red, blue = (plane[:, None] for plane in planes.unbind(1))
+    return (3 * grey * grey + 2 * (red * red + blue * blue + red * blue)).mean((1, 2, 3), keepdim=True)
+
+
+def _smoothers(size: int, lightness: Tensor, colours: Tensor, sharpening: Tensor) -> Tensor:
+    """(N, 3, size, size), what each pixel of a row or column takes from the others, in the three planes; round the edge."""
+
+    def blur(variance: Tensor) -> Tensor:
+        weights = torch.exp(-distance.square() / (2 * variance + 1e-6))  # 0 apart and 0 variance: 1
+        return weights / weights.sum(3, keepdim=True)
+
+    apart = torch.arange(float(size))
+    distance = torch.minimum(apart, size - apart)
+    variance = lightness.square()
+    sharp = (1 + sharpening) * blur(variance) - sharpening * blur(variance + 1)
+    weights = torch.cat((sharp, *(2 * [blur(variance + colours.square())])), 1)[:, :, 0]  # (N, 3, size)
+    return torch.cat((weights, weights), 2).unfold(2, size, 1)[:, :, 1:].flip(2)
 
 
 def _through_jpeg(steps: Tensor, quality: int, subsampling: int) -> Tensor:
@@ -105,27 +168,87 @@ def _through_jpeg(steps: Tensor, quality: int, subsampling: int) -> Tensor:
     return torch.from_numpy(np.array(Image.open(file)))
 
 
-def estimate_gaussian(pixels: Tensor, patch: int = 8, most: int = 40_000) -> float:
-    """The standard deviation of white Gaussian noise in a picture (H, W, C), from the picture alone.
+DIMENSIONS = 80
+"""Of a patch, at most: 5x5 in colour and 8x8 in grey tell noise from texture as well as larger ones, which cost many times as much."""
+PATCHES_A_DIMENSION = 16
+"""With fewer patches than that, what little noise fell into a direction by chance would be taken for the level."""
+MID_TONES = (0.2, 0.8)
+"""Means of patches from which noise of up to a quarter of the range is seldom cut off at 0 and 1."""
+NOT_WHITE = 1.3
+"""At half the size, times two, white noise measures 1.00 to 1.15 times what it does at full size, and a camera's noise 1.4 and more."""
+NEXT_TO_NOTHING = 1 / 255
+"""White noise below this is a picture's own finest texture."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The levels of white noise that a picture seems to hold: as it is, and at half the size, where the means of four keep half of it.
+
+    Noise that goes over several pixels, as cameras, JPEG and enlarging leave it, has little that is white at full size and more, seen from
+    further away (Lebrun, Colom, Morel, "The Noise Clinic", IPOL 2015, measure it at three sizes for that).
+    """
+
+    sigma: float
+    at_half_size: float
+
+    @property
+    def white(self) -> bool:
+        return self.sigma >= NEXT_TO_NOTHING and 2 * self.at_half_size <= NOT_WHITE * self.sigma
+
+
+def measure(pixels: Tensor) -> Measured:
+    """What noise there is in a picture (H, W, C), and of what kind."""
+    return Measured(estimate_gaussian(pixels), estimate_gaussian(pixels, shrunk=2))
+
+
+def is_grey(pixels: Tensor) -> bool:
+    """Whether the channels of a picture (H, W, C) are equal."""
+    return all(bool((part == part[..., :1]).all()) for part in (pixels[::8, ::8], pixels))  # the few first: they nearly always tell
+
+
+def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> float:
+    """The standard deviation of white Gaussian noise in a picture (H, W, C), floats in [0, 1] or integers, from the picture alone.
 
     Chen, Zhu, Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015. Patches of a clean picture lie near a
     plane of few dimensions, so most eigenvalues of the patches' covariance are the noise's variance alone. The largest are taken away
     until those that remain are spread evenly, their mean equal to their median; that mean is the variance.
-    Patches are `patch` by `patch` in all channels together, at most `most` of them, spread over the picture. Equal channels count as one.
-    A short side shortens the patch, and a picture of a single row or column gives 0.
+    Patches are square, in all channels together, at most `most` of them, spread over the picture; it is first shrunk to the means of
+    `shrunk` by `shrunk` pixels. Equal channels count as one. A picture of few patches is looked at through smaller ones, and one of a
+    single row or column gives 0.
     """
     H, W, C = pixels.shape
-    patch = min(patch, H // 2 + 1, W // 2 + 1)
-    if patch < 2 or min(H, W) < 2:
+    H, W = H // shrunk, W // shrunk
+    if min(H, W) < 2:
         return 0.0
-    if (pixels == pixels[..., :1]).all():
+    if is_grey(pixels):
         pixels, C = pixels[..., :1], 1
-    windows = pixels.unfold(0, patch, 1).unfold(1, patch, 1)  # (h, w, C, patch, patch)
+    patch = min(math.isqrt(DIMENSIONS // C), H // 2 + 1, W // 2 + 1)
+    while patch > 2 and (H - patch + 1) * (W - patch + 1) < PATCHES_A_DIMENSION * C * patch**2:
+        patch -= 1
+    windows = pixels.unfold(0, patch * shrunk, shrunk).unfold(1, patch * shrunk, shrunk)  # (h, w, C, patch * shrunk, patch * shrunk)
     stride = max(1, math.ceil(math.sqrt(windows.shape[0] * windows.shape[1] / most)))
-    rows = windows[::stride, ::stride].reshape(-1, C * patch * patch)
+    windows = windows[::stride, ::stride]
+    parts = [windows[..., y::shrunk, x::shrunk].float() for y in range(shrunk) for x in range(shrunk)]
+    one = 1.0 if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max
+    rows = sum(parts[1:], parts[0]).reshape(-1, C * patch**2) / (one * len(parts))
+    rows = _not_cut_off(rows, C)
     rows = rows - rows.mean(0)
     spread = torch.linalg.eigvalsh((rows.T @ rows).double() / len(rows)).clamp_min(0)
     return math.sqrt(_flat_level(spread.tolist()))
+
+
+def _not_cut_off(rows: Tensor, C: int) -> Tensor:
+    """Of patches (n, C * p * p) those of middling tones, if values were cut off at 0 and 1: where they were, there is less noise than was.
+
+    A patch is chosen by its means, in no other direction, so that the noise in all others is that of any patch.
+    """
+    if ((rows.amin(1) == 0) | (rows.amax(1) == 1)).double().mean() < 0.01:
+        return rows
+    means = rows.view(len(rows), C, -1).mean(2)
+    inside = torch.minimum(means - MID_TONES[0], MID_TONES[1] - means).amin(1)
+    enough = min(len(rows), PATCHES_A_DIMENSION * rows.shape[1])
+    count = int((inside >= 0).sum())
+    return rows[inside.topk(max(count, enough)).indices]
 
 
 def _flat_level(ascending: list[float]) -> float:

@@ -192,7 +192,7 @@ class _Run:
             self.average[name].lerp_(value, 1 - keep)
 
     def evaluate(self, pictures: list[Tensor], factors: torch.dtype) -> float:
-        """Mean PSNR in dB of the averaged weights at sigma 25/255, the same noise each time."""
+        """Mean PSNR in dB of the averaged weights at sigma 25/255, which is told them, the same noise each time."""
         network = unet()
         network.load(self.average)
         device = next(iter(self.average.values())).device
@@ -224,7 +224,10 @@ class _Run:
         return {
             "title": recipe.out.stem,
             "architecture": "unet",
-            "summary": "Removes white Gaussian noise of a known or estimated level from photographs.",
+            "summary": "Removes a camera's noise from photographs, and finds its level by itself."
+            if recipe.photographic
+            else "Removes white Gaussian noise of a known or estimated level from photographs.",
+            **({"blind": True} if recipe.photographic else {}),
             "multiply_adds_a_pixel": round(multiply_adds(self.network)),
             "weights": sum(p.value.numel() for p in self.network.param()),
             "data": [folder.name for folder in recipe.data],
@@ -236,7 +239,7 @@ class _Run:
                 "optimiser": f"Muon {recipe.lr:g}, warm-up over {recipe.warm_up} steps, linear decay, moving average {recipe.average}, "
                 f"derivatives clipped to {recipe.clip:g}",
                 "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform"
-                + f"; a camera's in {recipe.photographic:.0%} of the patches" * (recipe.photographic > 0),
+                + f"; a camera's in {recipe.photographic:.0%}, the level told in {noise.TOLD:.0%}" * (recipe.photographic > 0),
                 "started from": recipe.initial.name if recipe.initial else "random weights",
                 "seed": recipe.seed,
             },

@@ -69,7 +69,14 @@ def curl(arguments: list[str]) -> httpx.Response:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README's commands name, and nothing else."""
     generator = torch.Generator().manual_seed(0)
-    for name in ("noisy.jpg", "pictures/one.png", "pictures/deep/two.jpg", "CBSD68/a.png", *(f"photographs/{i}.png" for i in range(3))):
+    for name in (
+        "noisy.jpg",
+        "pictures/one.png",
+        "pictures/deep/two.jpg",
+        "CBSD68/a.png",
+        *(f"PolyU/{x}.png" for x in ("a_noisy", "a_clean")),
+        *(f"photographs/{i}.png" for i in range(3)),
+    ):
         pixels = torch.linspace(0, 1, 128)[:, None, None].expand(128, 160, 3) + 0.1 * torch.randn(128, 160, 3, generator=generator)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

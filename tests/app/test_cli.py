@@ -545,7 +545,7 @@ def test_evaluate_prints_json_and_nothing_else_on_standard_output(clearfold: Cle
         "model": "same", "device": "cpu", "dtype": "float32", "set": "photos", "sigma_known": False,
     }  # fmt: skip
     assert [row["sigma"] for row in told["rows"]] == [15, 25, 50]
-    assert told["rows"][0].keys() == {"sigma", "pictures", "noisy_psnr", "psnr", "ssim"}
+    assert told["rows"][0].keys() == {"sigma", "pictures", "noisy_psnr", "psnr", "ssim", "left", "shift", "worst_shift", "each"}
 
 
 def test_evaluate_records_figures_in_the_card_and_leaves_the_weights(clearfold: Clearfold, photos: Path, shelf: Path) -> None:
@@ -564,8 +564,59 @@ def test_evaluate_records_figures_in_the_card_and_leaves_the_weights(clearfold: 
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
 
 
+def test_evaluate_measures_and_records_pairs(clearfold: Clearfold, shelf: Path) -> None:
+    for name in ("a_noisy", "a_clean", "b_noisy", "b_clean"):
+        picture(f"shots/{name}.png", seed=len(name))
+    shutil.copy(shelf / "same.safetensors", "mine.safetensors")
+    said = clearfold("evaluate", "shots", "--model", "mine.safetensors", "--record", "--sigma", "12")
+    assert said.status == 0
+    assert "mine on shots, real noise" in said.out
+    assert clearfold("evaluate", "shots", "--model", "mine.safetensors", "--record").status == 0
+    assert weights.load(Path("mine.safetensors"))[1]["figures"]["shots, real noise"].keys() == {"told 12", "not told"}
+
+
+def test_evaluate_writes_a_sheet(clearfold: Clearfold, photos: Path) -> None:
+    said = clearfold("evaluate", "photos", "--model", "same", "--sigma", "25", "--sheet", "sheet.png")
+    assert said.status == 0
+    with Image.open("sheet.png") as page, Image.open(next(photos.glob("*.png"))) as one:
+        assert page.width > 3 * one.width
+        assert page.height > 3 * one.height
+
+
+@pytest.fixture
+def pair(here: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shelf with the two models that there are to choose from."""
+    values, _ = weights.read(shelf / "same.safetensors")
+    for name, more in (("gaussian", {}), ("photo", {"blind": True})):
+        weights.save(tmp_path / "pair" / f"{name}.safetensors", values, {"title": name, "architecture": "unet", **more})
+    monkeypatch.setenv("CLEARFOLD_MODELS_DIR", str(tmp_path / "pair"))
+    return tmp_path / "pair"
+
+
+def test_denoise_takes_the_model_that_suits_each_picture_and_says_why(clearfold: Clearfold, pair: Path) -> None:
+    picture("white.png", size=(64, 48))
+    Image.linear_gradient("L").convert("RGB").resize((64, 48)).save("smooth.png")
+    for model in ((), ("--model", "auto")):
+        said = clearfold("denoise", "white.png", "smooth.png", "-o", f"out{len(model)}", *model)
+        assert (said.status, mistakes(said)) == (0, [])
+        assert re.search(r"^white\.png: gaussian, white noise: ", said.err, re.MULTILINE)
+        assert re.search(r"^smooth\.png: photo, no white noise: ", said.err, re.MULTILINE)
+    said = clearfold("denoise", "white.png", "--model", "photo")
+    assert said.status == 0
+    assert "white.png: " not in said.err
+
+
+def test_evaluate_measures_the_choice_but_records_it_in_no_card(clearfold: Clearfold, photos: Path, pair: Path) -> None:
+    said = clearfold("evaluate", "photos", "--model", "auto", "--blind", "--sigma", "25", "--json")
+    assert json.loads(said.out)["model"] == "auto"
+    said = clearfold("evaluate", "photos", "--model", "auto", "--record")
+    assert said.status == 2
+    assert "figures are recorded in one model's card" in said.err
+
+
 @pytest.mark.parametrize(("folder", "message"), [("none", "none does not exist: name a folder with pictures in it"),
-                                                 ("empty", "empty holds no picture: name a folder of clean pictures")])  # fmt: skip
+                                                 ("empty", "empty holds no picture: name a folder of clean pictures, "
+                                                           "or of pairs as x_noisy.png with x_clean.png")])  # fmt: skip
 def test_a_folder_that_cannot_be_measured_is_named(clearfold: Clearfold, folder: str, message: str) -> None:
     Path("empty").mkdir()
     said = clearfold("evaluate", folder)

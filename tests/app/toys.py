@@ -21,17 +21,20 @@ class Toy:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, work: Callable[..., Tensor] | None = None, name: str = "toy", sigma: float = 10 / 255) -> None:
-        self.name = name
+    def __init__(self, work: Callable[..., Tensor] | None = None, name: str = "toy", sigma: float = 10 / 255, blind: bool = False) -> None:
+        self.name, self.blind = name, blind
         self.card: dict[str, Any] = {"title": f"The {name}", "architecture": "none", "recipe": {}}
-        self.asked: list[tuple[float, float]] = []
+        self.asked: list[tuple[float | None, float]] = []
         self._work = work
         self._sigma = sigma
 
     def estimate(self, pixels: Tensor) -> float:
         return self._sigma
 
-    def __call__(self, pixels: Tensor, sigma: float, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> Tensor:
+    def found(self, pixels: Tensor, clean: Tensor) -> float:
+        return self._sigma / 2
+
+    def __call__(self, pixels: Tensor, sigma: float | None, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> Tensor:
         self.asked.append((sigma, strength))
         return pixels if self._work is None else self._work(pixels, sigma, keep_going)
 

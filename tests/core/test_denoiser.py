@@ -132,6 +132,40 @@ def test_strength_2_is_twice_the_noise_level(denoiser: Denoiser) -> None:
     assert not torch.equal(denoiser(noisy, SIGMA, strength=2), denoiser(noisy, SIGMA))
 
 
+class TestBlind:
+    """A network that finds the noise level by itself: its map holds a mark, unless the level is given by hand."""
+
+    @pytest.fixture
+    def blind(self, generator: torch.Generator) -> Denoiser:
+        return Denoiser(small(generator), {"blind": True}, "made", CPU, torch.float32)
+
+    def test_it_is_told_that_it_is_not_told(self, blind: Denoiser) -> None:
+        noisy = photo(16, 24)
+        torch.testing.assert_close(blind(noisy), by_hand(blind.network, noisy, noise.UNTOLD), atol=1e-6, rtol=0)
+
+    def test_a_level_given_by_hand_is_told(self, blind: Denoiser) -> None:
+        noisy = photo(16, 24)
+        torch.testing.assert_close(blind(noisy, SIGMA, strength=0.5), by_hand(blind.network, noisy, SIGMA / 2), atol=1e-6, rtol=0)
+        assert torch.equal(blind(noisy, 0.0), noisy)
+
+    def test_at_less_strength_it_makes_less_of_the_same_correction(self, blind: Denoiser) -> None:
+        noisy = photo(16, 24)
+        half = noisy + 0.5 * (by_hand(blind.network, noisy, noise.UNTOLD) - noisy)
+        torch.testing.assert_close(blind(noisy, strength=0.5), half, atol=1e-6, rtol=0)
+        assert torch.equal(blind(noisy, strength=0), noisy)
+
+    def test_at_more_strength_it_is_told_so_much_more_than_it_found(self, blind: Denoiser) -> None:
+        noisy = photo(16, 24)
+        found = (blind(noisy) - noisy).square().mean().sqrt().item()
+        assert blind.found(noisy, blind(noisy)) == pytest.approx(found)
+        torch.testing.assert_close(blind(noisy, strength=1.5), blind(noisy, 1.5 * found), atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("strength", [-1.0, float("inf"), float("nan")])
+    def test_a_strength_out_of_reach_is_refused(self, blind: Denoiser, strength: float) -> None:
+        with refused(ValueError, f"sigma (=None) times strength (={strength}) must be finite and not below 0"):
+            blind(photo(16, 24), strength=strength)
+
+
 def test_it_gives_up_between_two_strips_when_told(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     push = Stream.push

@@ -1,5 +1,7 @@
 """Noise put on pictures, against its own statistics; noise measured in pictures, against what was put on them."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,66 +56,108 @@ class TestPhotographic:
     """A camera's noise, against what is known of each step."""
 
     def test_is_in_8bit_steps_and_leaves_the_scene_where_it_was(self, generator: torch.Generator) -> None:
-        scene = photo(96, 128)
-        for _ in range(8):
-            noisy = noise.add_photographic(scene, generator)
-            assert noisy.shape == scene.shape
-            assert torch.equal(noisy, metrics.to_8bit(noisy))
-            assert 0.5 / 255 < (noisy - scene).square().mean().sqrt().item() < 60 / 255
-            assert (noisy - scene).mean().abs() < 0.02
+        scenes = photo(96, 128).expand(8, -1, -1, -1)
+        noisy = noise.add_photographic(scenes, generator)
+        assert noisy.shape == scenes.shape
+        assert torch.equal(noisy, metrics.to_8bit(noisy))
+        added = noisy - scenes
+        assert (added.square().mean((1, 2, 3)).sqrt() > 0.5 / 255).all()
+        assert (added.square().mean((1, 2, 3)).sqrt() < 60 / 255).all()
+        assert (added.mean((1, 2, 3)).abs() < 0.02).all()
+
+    def test_brightens_and_darkens_nothing(self, generator: torch.Generator) -> None:
+        """Gamma bends noise towards the dark; only what turns its sign with the noise is taken."""
+        added = noise.add_photographic(torch.full((48, 64, 64, 3), 0.5), generator) - 0.5
+        assert added.mean().abs() < 0.15 / 255
+
+    def test_leaves_the_scene_that_it_is_given(self, generator: torch.Generator) -> None:
+        scenes = photo(16, 24)[None]
+        before = scenes.clone()
+        noise.add_photographic(scenes, generator)
+        assert torch.equal(scenes, before)
+
+    def test_makes_nothing_of_no_pictures(self, generator: torch.Generator) -> None:
+        assert noise.add_photographic(torch.empty(0, 16, 24, 3), generator).shape == (0, 16, 24, 3)
 
     def test_a_mosaic_has_one_channel_a_pixel_and_twice_as_much_green(self) -> None:
-        for turn in range(4):
-            mosaic = noise._bayer(6, 8, turn)
-            assert torch.equal(mosaic.sum(2), torch.ones(6, 8))
-            assert mosaic.sum((0, 1)).tolist() == [12, 24, 12]
+        mosaics = noise._bayer(6, 8)
+        assert torch.equal(mosaics.sum(1), torch.ones(4, 6, 8))
+        assert mosaics.sum((2, 3)).tolist() == [[12, 24, 12]] * 4
+        assert len({tuple(mosaic[0].flatten().tolist()) for mosaic in mosaics}) == 4
 
-    @pytest.mark.parametrize("turn", range(4))
-    def test_demosaicing_interpolates_between_what_is_there(self, turn: int) -> None:
+    def test_demosaicing_interpolates_between_what_is_there(self) -> None:
         """A plane through the values is interpolated to itself, away from the edges."""
-        y, x = torch.arange(12.0)[:, None, None], torch.arange(14.0)[:, None]
-        plane = 1 + 2 * y + 3 * x + torch.tensor([0.0, 100, 200])
-        mosaic = plane * noise._bayer(12, 14, turn)
-        torch.testing.assert_close(noise._demosaic(mosaic)[1:-1, 1:-1], plane[1:-1, 1:-1])
+        y, x = torch.arange(12.0)[:, None], torch.arange(14.0)
+        plane = 1 + 2 * y + 3 * x + torch.tensor([0.0, 100, 200])[:, None, None]
+        restored = noise._demosaic(plane * noise._bayer(12, 14))
+        torch.testing.assert_close(restored[..., 1:-1, 1:-1], plane[:, 1:-1, 1:-1].expand(4, -1, -1, -1))
 
-    def test_a_blur_keeps_the_mean_and_has_the_deviation_asked_for(self) -> None:
-        point = torch.zeros(15, 15, 1)
-        point[7, 7] = 1
-        spread = noise._blur(point, 0.8)[..., 0]
-        distance = torch.arange(15.0) - 7
-        assert spread.sum().item() == pytest.approx(1)
-        assert (spread.sum(1) * distance**2).sum().item() == pytest.approx(0.64, rel=0.02)
-        assert torch.allclose(spread, spread.T)
+    def test_a_colour_matrix_adds_what_its_rows_say(self, generator: torch.Generator) -> None:
+        added = torch.randn(1, 3, 8, 8, generator=generator)
+        m = 0.2
+        matrix = (1 + 3 * m) * torch.eye(3) - m
+        zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+        mixed = noise._reduced(added, one + 3 * m, zero, zero, zero, zero)
+        torch.testing.assert_close(mixed, torch.einsum("cd,ndhw->nchw", matrix, added), atol=1e-5, rtol=1e-4)
+
+    def test_noise_reduction_blurs_lightness_and_colours_each_as_far_as_told(self) -> None:
+        point = torch.zeros(2, 3, 31, 41)
+        point[:, 0, 15, 20] = 3
+        zero, one = torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+        spread = noise._reduced(point, one, 0.8 * one, torch.tensor([0.0, 1.5]).view(2, 1, 1, 1), zero, zero)
+        assert (spread.sum((2, 3)) - torch.tensor([3.0, 0, 0])).abs().max() < 1e-4
+        distance = torch.arange(31.0) - 15
+        for plane, variances in ((spread.mean(1), (0.64, 0.64)), (spread[:, 0] - spread[:, 1], (0.64, 0.64 + 2.25))):
+            measured = (plane.sum(2) * distance**2).sum(1) / plane.sum((1, 2))
+            assert measured.tolist() == pytest.approx(variances, rel=0.02)
+
+    def test_sharpening_keeps_the_mean_and_raises_what_changes_from_pixel_to_pixel(self) -> None:
+        board = ((torch.arange(16)[:, None] + torch.arange(16)) % 2 - 0.5).expand(1, 3, 16, 16) + 3
+        zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+        sharp = noise._reduced(board, one, zero, zero, 0.5 * one, zero)
+        assert sharp.mean().item() == pytest.approx(3, rel=1e-4)
+        passed = math.exp(-(math.pi**2) / 2)  # of the quickest wave, by a blur of one pixel
+        assert (sharp.std() / board.std()).item() == pytest.approx((1.5 - 0.5 * passed) ** 2, rel=0.02)
+
+    def test_the_level_is_kept_as_far_as_told(self, generator: torch.Generator) -> None:
+        added = torch.randn(1, 3, 64, 64, generator=generator).expand(3, -1, -1, -1)
+        one = torch.ones(3, 1, 1, 1)
+        reduced = noise._reduced(added, one, one, one, 0 * one, torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1))
+        fallen, half, kept = (reduced.square().mean((1, 2, 3)) / added.square().mean((1, 2, 3))).sqrt().tolist()
+        assert kept == pytest.approx(1, rel=1e-3)
+        assert half == pytest.approx(fallen**0.5, rel=1e-3)
+        assert fallen < 0.35
 
     def test_noise_of_neighbours_goes_together_as_white_noise_does_not(self, generator: torch.Generator) -> None:
-        grey = torch.full((128, 128, 3), 0.4)
-        together = []
-        for _ in range(6):
-            added = noise.add_photographic(grey, generator) - grey
-            added = added - added.mean((0, 1))
-            together.append(((added[1:] * added[:-1]).mean() / added.square().mean()).item())
-        assert min(together) > 0.15
+        added = noise.add_photographic(torch.full((64, 64, 64, 3), 0.4), generator) - 0.4
+        added = added - added.mean((1, 2), keepdim=True)
+        together = (added[:, 1:] * added[:, :-1]).mean((1, 2, 3)) / added.square().mean((1, 2, 3))
+        assert together.median() > 0.3
+        assert together.max() > 0.7
 
     def test_light_parts_are_noisier_in_raw_light(self, generator: torch.Generator) -> None:
         """Photon noise: after gamma, whose slope is known, the variance still rises with the signal."""
-        halves = torch.cat((torch.full((64, 128, 3), 0.3), torch.full((64, 128, 3), 0.8)))
-        ratio = 0.0
-        for _ in range(8):
-            added = noise.add_photographic(halves, generator)
-            raw = added**noise.GAMMA
-            ratio += (raw[64:].var() / raw[:64].var()).log().item() / 8
-        assert ratio > 0.5
+        halves = torch.cat((torch.full((64, 128, 3), 0.3), torch.full((64, 128, 3), 0.8))).expand(8, -1, -1, -1)
+        raw = noise.add_photographic(halves, generator) ** noise.GAMMA
+        ratio = raw[:, 72:-8].var((1, 2, 3)) / raw[:, 8:56].var((1, 2, 3))  # away from the seam, over which the blur goes
+        assert ratio.log().mean() > 0.5
 
 
 class TestEither:
-    def test_the_level_told_is_that_of_what_was_added(self, generator: torch.Generator) -> None:
-        clean = torch.stack([photo(64, 64, seed) for seed in range(12)])
-        noisy, level = noise.add_either(clean, torch.full((12, 1, 1, 1), 0.1), 0.5, generator)
-        measured = (noisy - clean).square().mean((1, 2, 3)).sqrt()
-        torch.testing.assert_close(level.flatten(), measured, rtol=0.05, atol=0)
+    def test_without_a_cameras_noise_every_level_is_told(self, generator: torch.Generator) -> None:
+        sigma = torch.rand(12, 1, 1, 1, generator=generator)
+        _, level = noise.add_either(torch.stack([photo(16, 16)] * 12), sigma, 0.0, generator)
+        assert torch.equal(level, sigma)
+
+    def test_a_level_that_is_told_is_that_of_what_was_added_and_most_are_not(self, generator: torch.Generator) -> None:
+        clean = torch.stack([photo(32, 32, seed) for seed in range(80)])
+        noisy, level = noise.add_either(clean, torch.full((80, 1, 1, 1), 0.1), 0.5, generator)
         from_camera = [torch.equal(picture, metrics.to_8bit(picture)) for picture in noisy]
-        assert 2 <= sum(from_camera) <= 10
-        assert all(told == pytest.approx(0.1) or camera for told, camera in zip(level.flatten().tolist(), from_camera, strict=True))
+        assert 25 <= sum(from_camera) <= 55
+        told = (level != noise.UNTOLD).flatten()
+        assert 8 <= told.sum() <= 35
+        assert {camera for camera, heard in zip(from_camera, told.tolist(), strict=True) if heard} == {True, False}
+        torch.testing.assert_close(level.flatten()[told], (noisy - clean).square().mean((1, 2, 3)).sqrt()[told], rtol=0.1, atol=0)
 
     @pytest.mark.parametrize("photographic", [0.0, 1.0])
     def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator) -> None:
@@ -156,7 +200,70 @@ def test_a_grey_picture_of_three_equal_channels_is_measured_as_well(sigma: float
 
 def test_a_large_picture_is_measured_on_part_of_its_patches(generator: torch.Generator) -> None:
     noisy = noise.add_gaussian(photo(300, 200), 0.1, generator)
-    assert noise.estimate_gaussian(noisy, most=8000) == pytest.approx(0.1, rel=0.05)
+    assert noise.estimate_gaussian(noisy, most=4000) == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("shrunk", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+def test_integers_are_measured_as_the_floats_they_stand_for(dtype: torch.dtype, shrunk: int, generator: torch.Generator) -> None:
+    steps = torch.iinfo(dtype).max
+    noisy = noise.add_gaussian(photo(70, 80), 0.1, generator).clamp(0, 1).mul(steps).round()
+    for picture in (noisy, noisy[..., :1].expand(-1, -1, 3)):
+        level = noise.estimate_gaussian(picture.to(dtype), shrunk)
+        assert level == pytest.approx(noise.estimate_gaussian(picture / steps, shrunk), rel=1e-4)
+        assert level == pytest.approx(0.1 / shrunk, rel=0.1)
+
+
+@pytest.mark.parametrize("shrunk", [2, 3])
+def test_the_means_of_blocks_hold_that_much_less_noise(shrunk: int, generator: torch.Generator) -> None:
+    noisy = noise.add_gaussian(photo(241, 322), 0.1, generator)
+    assert noise.estimate_gaussian(noisy, shrunk) == pytest.approx(0.1 / shrunk, rel=0.05)
+    H, W = (size // shrunk for size in noisy.shape[:2])
+    by_hand = noisy[: H * shrunk, : W * shrunk].reshape(H, shrunk, W, shrunk, 3).mean((1, 3))
+    assert noise.estimate_gaussian(noisy, shrunk) == pytest.approx(noise.estimate_gaussian(by_hand), rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [10 / 255, 25 / 255])
+def test_where_values_are_cut_off_the_rest_of_the_picture_tells(sigma: float, generator: torch.Generator) -> None:
+    """Half of the picture is a black night, where an 8-bit file keeps half of the noise."""
+    scene = photo(128, 160)
+    scene[:, :80] = 0
+    noisy = metrics.to_8bit(noise.add_gaussian(scene, sigma, generator))
+    assert noise.estimate_gaussian(noisy) == pytest.approx(sigma, rel=0.05)
+
+
+def test_where_all_is_cut_off_there_is_a_level_still(generator: torch.Generator) -> None:
+    night = metrics.to_8bit(noise.add_gaussian(torch.zeros(100, 100, 3), 0.1, generator))
+    assert 0.03 < noise.estimate_gaussian(night) < 0.1
+    assert noise.estimate_gaussian(torch.ones(100, 100, 3)) == 0
+
+
+class TestMeasured:
+    @pytest.mark.parametrize("sigma", [5 / 255, 15 / 255, 50 / 255])
+    @pytest.mark.parametrize("rounded", [False, True])
+    def test_white_noise_is_told_from_what_cameras_make_of_it(self, sigma: float, rounded: bool, generator: torch.Generator) -> None:
+        noisy = noise.add_gaussian(sky_over_a_field(192, 256), sigma, generator)
+        measured = noise.measure(metrics.to_8bit(noisy) if rounded else noisy)
+        assert measured.white
+        assert measured.sigma == pytest.approx(sigma, rel=0.05)
+        assert measured.at_half_size == pytest.approx(sigma / 2, rel=0.1)
+
+    def test_enlarged_noise_is_not_white(self, generator: torch.Generator) -> None:
+        small = noise.add_gaussian(photo(96, 128), 0.1, generator)
+        enlarged = small.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        enlarged = (enlarged + enlarged.roll(1, 0)) / 2
+        assert not noise.measure((enlarged + enlarged.roll(1, 1)) / 2).white
+
+    def test_a_cameras_noise_is_not_white(self, generator: torch.Generator) -> None:
+        pictures = noise.add_photographic(photo(128, 160).expand(12, -1, -1, -1), generator)
+        assert sum(noise.measure(picture).white for picture in pictures) <= 2
+
+    def test_a_clean_picture_holds_no_white_noise(self) -> None:
+        assert not noise.measure(photo(128, 160)).white
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2), (3, 40), (5, 7)])
+    def test_a_picture_of_any_size_is_measured(self, size: tuple[int, int], generator: torch.Generator) -> None:
+        noise.measure(noise.add_gaussian(flat(*size), 0.1, generator))
 
 
 def test_a_clean_smooth_picture_has_next_to_no_noise() -> None:

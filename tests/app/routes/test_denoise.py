@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import anyio
 import pytest
 import torch
+from PIL import Image
 from starlette.testclient import TestClient
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise
 
@@ -90,6 +91,44 @@ def test_the_model_that_was_asked_for_is_used(serve):
     assert unknown.status_code == 404
     assert unknown.json()["detail"] == "model = 'three': there is no such model. There are: 'one', 'two'."
     assert unknown.json()["models"] == ["one", "two"]
+
+
+class TestAuto:
+    """With `gaussian` and a blind `photo` there, the picture decides."""
+
+    WHITE = encoded(noise(64, 48))
+    SMOOTH = encoded(Image.linear_gradient("L").convert("RGB").resize((64, 48)))
+
+    @pytest.mark.parametrize("query", [{}, {"model": "auto"}])
+    @pytest.mark.parametrize(("picture", "model", "reason"), [(WHITE, "gaussian", "white noise: "), (SMOOTH, "photo", "no white noise: ")])
+    def test_the_one_that_suits_the_noise_is_used(self, serve, query, picture, model, reason):
+        with serve(Toy(name="gaussian"), Toy(name="photo", blind=True), Toy(name="mine")) as client:
+            headers = ask(client, picture, **query).headers
+        assert headers["X-Clearfold-Model"] == model
+        assert headers["X-Clearfold-Reason"].startswith(reason)
+
+    def test_a_blind_model_is_told_no_level_and_says_what_it_found(self, serve):
+        photo = Toy(name="photo", blind=True, sigma=20 / 255)
+        with serve(Toy(name="gaussian"), photo) as client:
+            assert ask(client, self.SMOOTH, strength=0.5).headers["X-Clearfold-Sigma"] == "10.00"
+            assert ask(client, self.SMOOTH, sigma=51).headers["X-Clearfold-Sigma"] == "51.00"
+        assert photo.asked == [(None, 0.5), (0.2, 1.0)]
+
+    def test_a_model_that_is_asked_for_is_used_whatever_the_picture(self, serve):
+        with serve(Toy(name="gaussian"), Toy(name="photo", blind=True)) as client:
+            headers = ask(client, self.WHITE, model="photo").headers
+        assert (headers["X-Clearfold-Model"], headers["X-Clearfold-Reason"]) == ("photo", "asked for")
+
+    def test_a_default_that_was_chosen_is_used_unless_auto_is_asked_for(self, serve):
+        with serve(Toy(name="gaussian"), Toy(name="photo", blind=True), default_model="photo") as client:
+            headers = ask(client, self.WHITE).headers
+            assert ask(client, self.WHITE, model="auto").headers["X-Clearfold-Model"] == "gaussian"
+        assert (headers["X-Clearfold-Model"], headers["X-Clearfold-Reason"]) == ("photo", "the default")
+
+    def test_with_nothing_to_choose_from_it_is_the_default(self, serve):
+        with serve(Toy(name="mine"), Toy(name="gaussian")) as client:
+            headers = ask(client, self.SMOOTH, model="auto").headers
+        assert (headers["X-Clearfold-Model"], headers["X-Clearfold-Reason"]) == ("mine", "no photo to choose from")
 
 
 @pytest.mark.parametrize(
