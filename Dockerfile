@@ -25,7 +25,8 @@ RUN useradd --create-home --uid 1000 clearfold && mkdir /data && chown clearfold
 USER clearfold
 WORKDIR /data
 
-ENV CLEARFOLD_HOST=0.0.0.0 CLEARFOLD_PORT=8000 CLEARFOLD_TRAIN_DIR=/data PYTHONUNBUFFERED=1
+# Open to anyone who reaches the port, with training off, unless CLEARFOLD_API_KEYS is set.
+ENV CLEARFOLD_HOST=0.0.0.0 CLEARFOLD_OPEN_TO_ANYONE=true CLEARFOLD_PORT=8000 CLEARFOLD_TRAIN_DIR=/data PYTHONUNBUFFERED=1
 EXPOSE 8000
 VOLUME /data
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \

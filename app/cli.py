@@ -45,11 +45,13 @@ def main() -> None:
     try:
         cli()
     except Exception as error:
+        from app.access import AccessError
         from app.errors import Problem
         from core import DataError, DeviceError, ImageError, KernelError, WeightsError
         from core.trainer import TrainingError
 
-        if not isinstance(error, DataError | DeviceError | ImageError | WeightsError | KernelError | TrainingError | Problem | OSError):
+        mistakes = (DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, OSError)
+        if not isinstance(error, mistakes):
             raise
         _say(str(error))
         sys.exit(1)
@@ -62,7 +64,7 @@ def _settings_help() -> str:
     lines = ["[bold]Settings[/bold], by environment; an option given here wins:"]
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        shown = "unset" if default is None else default
+        shown = "unset" if default in (None, "") else default
         lines.append(f"[cyan]CLEARFOLD_{name.upper()}[/cyan] = {shown}: {field.description}")
     return "\n\n".join(lines)
 
@@ -84,14 +86,24 @@ def serve(
     """Start the service: POST /denoise, POST /train, and /docs to try them."""
     import uvicorn
 
+    from app import logs
+    from app.access import Access
     from app.main import create_app
     from app.models import Models
+    from app.server import protocol
 
     settings = _settings(host=host, port=port, device=device)
+    Access(settings)  # refuses before anything is loaded
     models = Models.load(settings)  # before the server starts, so that broken weights are one clear line
     for model in models:
         _say_taken(model)
-    uvicorn.run(create_app(settings, lambda _: models), host=settings.host, port=settings.port)
+    uvicorn.run(
+        create_app(settings, lambda _: models),
+        host=settings.host,
+        port=settings.port,
+        http=protocol(settings),
+        log_config=logs.configuration(settings.log_format),
+    )
 
 
 @cli.command()
@@ -140,12 +152,14 @@ def denoise(
             bar.update(task, description=path.name)
             try:
                 noisy = images.read(path.read_bytes())
+                seen = noisy.visible()
                 if isinstance(denoiser, Auto):
-                    suitable, reason = denoiser.take(noisy.pixels)
+                    suitable, reason = denoiser.take(noisy.opaque(seen))
                     err.print(f"{path.name}: {suitable.name}, {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
                 else:
                     suitable = denoiser
-                clean = noisy.with_pixels(suitable(noisy.pixels, level, strength))
+                used = suitable.estimate(noisy.opaque(seen)) if level is None and not suitable.blind else level
+                clean = noisy if used == 0 or strength == 0 else noisy.denoised(suitable(seen, used, strength))
                 target = output if output and to_file else _target(path, root, output, images.FORMATS[form or noisy.format].suffixes)
                 if target.resolve() in taken:
                     raise OSError(f"not written over {target}: choose another --output")
@@ -312,6 +326,16 @@ def reproduce(
 
         experiment.train(training, validation, recipe, epochs, device, dtype, seed, after_batch, after_epoch)
     out.print(f"total time {time.monotonic() - started:.0f} s, reading and making the pairs included", highlight=False)
+
+
+@cli.command()
+def key() -> None:
+    """Make an API key, and the entry of CLEARFOLD_API_KEYS that knows it by its hash."""
+    from app.access import new_key
+
+    secret, entry = new_key()
+    out.print(f"key    {secret}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"entry  {entry}:denoise+train+admin", markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()

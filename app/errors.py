@@ -3,9 +3,13 @@ Decides nothing: who raises a problem knows why.
 
     Problem                          the request was not answered as asked
     ├── BadRequest            400    a body that cannot be taken apart
+    ├── Unauthorized          401    no API key, or one that is not known
+    ├── Forbidden             403    a key without the scope, or a door that is shut here
     ├── NotFound              404
     │   ├── UnknownModel
     │   └── UnknownJob
+    ├── NotAcceptable         406    no picture format that the client takes
+    ├── TimedOut              408    the body did not arrive in time
     ├── Conflict              409
     │   ├── AlreadyTraining
     │   └── ModelExists
@@ -15,6 +19,7 @@ Decides nothing: who raises a problem knows why.
     │   ├── PictureRefused           a picture that cannot be read whole, or with too many pixels
     │   └── PicturesRefused          a set of pictures that cannot be trained on
     ├── Busy                  429    every place in the queue is taken
+    │   └── TooOften                 more requests than the rate that is allowed
     ├── Internal              500    our fault
     └── NotReady              503    no weights are loaded
 """
@@ -62,6 +67,18 @@ class BadRequest(Problem):
     example = "Invalid multipart data."
 
 
+class Unauthorized(Problem):
+    status = 401
+    title = "An API key is needed"
+    example = "An API key is needed: send it as 'Authorization: Bearer KEY'."
+
+
+class Forbidden(Problem):
+    status = 403
+    title = "Not allowed"
+    example = "POST /train needs a key of scope 'train', and this one has denoise."
+
+
 class NotFound(Problem):
     status = 404
     title = "There is no such thing here"
@@ -76,6 +93,18 @@ class UnknownModel(NotFound):
 class UnknownJob(NotFound):
     title = "There is no such training job"
     example = "id = '3f2a': there is no such training job."
+
+
+class NotAcceptable(Problem):
+    status = 406
+    title = "No picture format that the client takes"
+    example = "Accept = 'text/html': none of it can be written here: ask for one of png, jpeg, or for */*."
+
+
+class TimedOut(Problem):
+    status = 408
+    title = "The body did not arrive in time"
+    example = "Nothing of the body arrived for max_silence_seconds = 15: send it again."
 
 
 class Conflict(Problem):
@@ -128,6 +157,11 @@ class Busy(Problem):
     example = "16 pictures are waiting, and max_queued_pictures = 16: try again in 4 seconds."
 
 
+class TooOften(Busy):
+    title = "More requests than the rate that is allowed"
+    example = "rate_limit = '60/minute' was reached: try again in 12 seconds."
+
+
 class Internal(Problem):
     status = 500
     title = "Something broke in the service"
@@ -173,12 +207,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal)
 
 
+def answer(request: Request, problem: Problem) -> Response:
+    """For whoever refuses a request before it reaches a route."""
+    return _tell(request, problem.status_code, problem.type(), problem.title, problem.detail, problem.members, problem.headers)
+
+
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # the framework's, from taking a form apart
         error = BadRequest(error.detail)
     if isinstance(error, Problem):
-        return _tell(request, error.status_code, error.type(), error.title, error.detail, error.members, error.headers)
+        return answer(request, error)
     phrase = HTTPStatus(error.status_code).phrase
     detail = {
         404: f"Nothing lives at {request.url.path}: see /docs for what does.",

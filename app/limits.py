@@ -1,10 +1,11 @@
-"""What bounds the work at hand: bytes counted as they arrive, pictures counted as they wait. Knows no picture."""
+"""What bounds the work at hand: bytes counted as they arrive, seconds while they do not, pixels as they wait. Knows no picture."""
 
 import asyncio
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
@@ -13,68 +14,137 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import Busy, TooLarge
+from app.errors import Busy, TimedOut, TooLarge
 from core import Cancelled
 
 T = TypeVar("T")
 KeepGoing = Callable[[], bool]
 
 
-class BodyLimit:
-    """Refuses a body as soon as it is known to be too large. `limits`: path -> (name of the setting, bytes).
+@dataclass(frozen=True)
+class Body:
+    """The limit of a path's body: the setting's name and its bytes. `held`: it stays in memory until it is answered."""
 
+    name: str
+    most: int
+    held: bool = False
+
+
+class BodyLimit:
+    """Refuses a body as soon as it is known to be too large, and stops waiting for one that does not come.
+
+    `limits` by path, `other` for every other one. `max_held_bytes`: of bodies that are held, over all requests.
     The framework's own `max_body_size` answers plain text where the length was declared, and names no limit.
     """
 
-    def __init__(self, app: ASGIApp, limits: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Mapping[str, Body],
+        other: Body,
+        max_held_bytes: int,
+        max_silence_seconds: float,
+        max_receive_seconds: float,
+    ) -> None:
         self.app = app
-        self.limits = limits
+        self.limits, self.other = limits, other
+        self.max_held_bytes = max_held_bytes
+        self.max_silence_seconds, self.max_receive_seconds = max_silence_seconds, max_receive_seconds
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self.limits:
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        name, limit = self.limits[scope["path"]]
+        body = self.limits.get(scope["path"], self.other)
         declared = Headers(scope=scope).get("content-length", "")
-        arrived = 0
+        arrived, complete, deadline = 0, False, time.monotonic() + self.max_receive_seconds
 
         async def counted() -> Message:
-            nonlocal arrived
-            if declared.isdecimal() and int(declared) > limit:
+            nonlocal arrived, complete
+            if complete:  # what comes now is that the client leaves, whenever that is
+                return await receive()
+            if declared.isdecimal() and int(declared) > body.most:
                 raise too_large
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if arrived > limit:
+            message = await self._in_time(receive, deadline)
+            size = len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            arrived += size
+            if arrived > body.most:
                 raise too_large
+            if body.held:
+                self._held += size
+                if self._held > self.max_held_bytes:
+                    raise Busy(
+                        f"The bodies of all requests are larger than max_held_bytes = {self.max_held_bytes}: try again in 1 second.",
+                        headers={"Retry-After": "1"},
+                        limit={"max_held_bytes": self.max_held_bytes},
+                    )
             return message
 
         too_large = TooLarge(
-            f"The body is larger than {name} = {limit}: send a smaller one, or raise CLEARFOLD_{name.upper()}.",
-            limit={name: limit},
+            f"The body is larger than {body.name} = {body.most}: send a smaller one, or raise CLEARFOLD_{body.name.upper()}.",
+            limit={body.name: body.most},
         )
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self._held -= arrived if body.held else 0
+
+    async def _in_time(self, receive: Receive, deadline: float) -> Message:
+        left = deadline - time.monotonic()
+        name, seconds = "max_silence_seconds", self.max_silence_seconds
+        if left < seconds:
+            name, seconds = "max_receive_seconds", self.max_receive_seconds
+        try:
+            async with asyncio.timeout(min(max(left, 0), self.max_silence_seconds)):
+                return await receive()
+        except TimeoutError:
+            raise TimedOut(
+                f"The body did not arrive within {name} = {seconds:g}: send it again.", {"Connection": "close"}, limit={name: seconds}
+            ) from None
 
 
 class Workers:
-    """`count` threads that work on pictures, and `max_queued_pictures` places to wait for one."""
+    """`count` threads that work on pictures, and places to wait for one: `max_queued_pictures`, and as many as have `max_queued_pixels`."""
 
-    def __init__(self, count: int, max_queued_pictures: int) -> None:
+    def __init__(self, count: int, max_queued_pictures: int, max_queued_pixels: int = 80_000_000) -> None:
         self.count = count
         self.max_queued_pictures = max_queued_pictures
+        self.max_queued_pixels = max_queued_pixels
         self._threads = anyio.CapacityLimiter(count)
         self._admitted = 0
+        self._pixels = 0
+        self._seconds_a_pixel = 1e-6
         self._last_seconds = 1.0
 
-    async def run(self, request: Request, work: Callable[[KeepGoing], T]) -> T:
+    @property
+    def waiting(self) -> int:
+        return max(0, self._admitted - self.count)
+
+    @property
+    def admitted(self) -> int:
+        return self._admitted
+
+    @property
+    def pixels(self) -> int:
+        """Of the pictures that wait or are worked on."""
+        return self._pixels
+
+    async def run(self, request: Request, work: Callable[[KeepGoing], T], pixels: int = 1) -> T:
         """What `work` returns. It is asked to stop, by `keep_going`, when the client of `request` leaves."""
         if self._admitted >= self.count + self.max_queued_pictures:
-            raise self._busy()
+            raise self._busy(f"{self.waiting} pictures are waiting, and", "max_queued_pictures", self.max_queued_pictures)
+        if self._admitted and self._pixels + pixels > self.max_queued_pixels:  # a picture alone is always let in
+            raise self._busy(f"{self._pixels} pixels are waiting or worked on, and", "max_queued_pixels", self.max_queued_pixels)
         self._admitted += 1
+        self._pixels += pixels
         left = threading.Event()
 
         def timed() -> T:
             began = time.monotonic()
             result = work(lambda: not left.is_set())
             self._last_seconds = time.monotonic() - began
+            self._seconds_a_pixel = self._last_seconds / max(1, pixels)
             return result
 
         async def watch() -> None:
@@ -92,13 +162,14 @@ class Workers:
         finally:
             watcher.cancel()
             self._admitted -= 1
+            self._pixels -= pixels
         raise ClientDisconnect
 
-    def _busy(self) -> Busy:
-        waiting = self._admitted - self.count
-        seconds = max(1, math.ceil(self._last_seconds * self._admitted / self.count))
+    def _busy(self, told: str, name: str, limit: int) -> Busy:
+        expected = max(self._last_seconds, self._seconds_a_pixel * self._pixels)
+        seconds = max(1, math.ceil(min(expected / self.count, 600)))
         return Busy(
-            f"{waiting} pictures are waiting, and max_queued_pictures = {self.max_queued_pictures}: try again in {seconds} seconds.",
+            f"{told} {name} = {limit}: try again in {seconds} second{'s' if seconds > 1 else ''}.",
             headers={"Retry-After": str(seconds)},
-            limit={"max_queued_pictures": self.max_queued_pictures},
+            limit={name: limit},
         )

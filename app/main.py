@@ -12,15 +12,21 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 
 from app import __version__, errors
+from app.access import Access
+from app.envelope import Envelope
 from app.errors import Internal, ProblemDetails, problem_responses
 from app.jobs import Jobs
-from app.limits import BodyLimit, Workers
+from app.limits import Body, BodyLimit, Workers
+from app.metrics import Metrics
 from app.models import Models
+from app.rates import Rates
 from app.routes import denoise, health, models, train
 from app.settings import Settings
 from app.state import State
 
-PAGE_POLICY = "default-src 'self'; img-src 'self' data: blob:"
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 WEB = Path(__file__).parent / "web"
 
 
@@ -35,20 +41,26 @@ class Clearfold(FastAPI):
 def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Models] = Models.load) -> FastAPI:
     """The application. `shelf` gives its models; by default they are loaded from the settings' folders."""
     settings = settings or Settings()
+    metrics, access = Metrics(), Access(settings)
     app = Clearfold(
         title="Clearfold",
         summary="Noisy pictures in, clean pictures out.",
         version=__version__,
         license_info={"name": "MIT", "identifier": "MIT"},
-        lifespan=_lifespan(settings, shelf),
+        lifespan=_lifespan(settings, shelf, metrics),
         middleware=[
+            Middleware(Envelope, access=access, rates=Rates(settings.rate_limit, bool(access.keys)), metrics=metrics),
             Middleware(
                 BodyLimit,
                 limits={
-                    "/denoise": ("max_upload_bytes", settings.max_upload_bytes),
-                    "/train": ("max_train_upload_bytes", settings.max_train_upload_bytes),
+                    "/denoise": Body("max_upload_bytes", settings.max_upload_bytes, held=True),
+                    "/train": Body("max_train_upload_bytes", settings.max_train_upload_bytes),
                 },
-            )
+                other=Body("max_other_bytes", settings.max_other_bytes),
+                max_held_bytes=settings.max_held_bytes,
+                max_silence_seconds=settings.max_silence_seconds,
+                max_receive_seconds=settings.max_receive_seconds,
+            ),
         ],
         responses=problem_responses(Internal),
         docs_url=None,
@@ -64,16 +76,25 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
     return app
 
 
-def _lifespan(settings: Settings, shelf: Callable[[Settings], Models]) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
+def _lifespan(
+    settings: Settings, shelf: Callable[[Settings], Models], metrics: Metrics
+) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         models = await anyio.to_thread.run_sync(shelf, settings)
+        workers = Workers(settings.workers, settings.max_queued_pictures, settings.max_queued_pixels)
+        metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
+        metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
+        metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
+        for model in models:
+            metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
         async with anyio.create_task_group() as group:
             yield State(
                 settings=settings,
                 models=models,
-                workers=Workers(settings.workers, settings.max_queued_pictures),
+                workers=workers,
                 jobs=Jobs(group, models, settings),
+                metrics=metrics,
             )
             group.cancel_scope.cancel()
 

@@ -6,11 +6,14 @@ prints these descriptions.
 
 import os
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from limits import parse
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import core
+from core import images
 
 MIB = 1024 * 1024
 
@@ -22,6 +25,12 @@ def _shipped_weights() -> Path:
 def _user_data() -> Path:
     # os.path.expanduser never fails, Path.home() does for a user without a home, as in many containers.
     return Path(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) / "clearfold"
+
+
+def _rate(rate: str) -> str:
+    if rate:
+        parse(rate)  # raises ValueError
+    return rate
 
 
 class Settings(BaseSettings):
@@ -38,10 +47,41 @@ class Settings(BaseSettings):
         default=None, description="Model used when none is asked for; unset: the first by name in models_dir."
     )
 
+    api_keys: str = Field(
+        default="", repr=False, description="Keys, each KEY or sha256$DIGEST, with :denoise+train+admin behind it; see `clearfold key`."
+    )
+    open_to_anyone: bool = Field(
+        default=False, description="Listen wider than loopback without API keys; training and changes to models are then off."
+    )
+    rate_limit: Annotated[str, AfterValidator(_rate)] = Field(
+        default="", description="Requests for work from one address or key, as 60/minute; empty: no limit."
+    )
+
     max_upload_bytes: PositiveInt = Field(default=32 * MIB, description="Largest body of POST /denoise, in bytes.")
+    max_batch_bytes: PositiveInt = Field(default=1024 * MIB, description="Largest body of POST /denoise/batch, in bytes.")
+    max_batch_files: PositiveInt = Field(default=1000, description="Most files in one batch, those in its zips counted.")
+    max_other_bytes: PositiveInt = Field(default=MIB, description="Largest body of any other request, in bytes.")
+    max_held_bytes: PositiveInt = Field(
+        default=512 * MIB, description="Pictures' bytes in memory at a time, over all requests; more are told 429."
+    )
     max_pixels: PositiveInt = Field(default=40_000_000, description="Largest picture, in pixels.")
+    max_side_pixels: PositiveInt = Field(default=32_768, description="Longest side of a picture.")
+    max_frames: PositiveInt = Field(default=200, description="Most pages of a TIFF, or frames of an animation.")
+    max_total_pixels: PositiveInt = Field(default=200_000_000, description="All frames of a file together.")
+    max_scans: PositiveInt = Field(default=64, description="Most scans of a progressive JPEG.")
+    max_decode_seconds: PositiveFloat = Field(default=30, description="Longest time to decode a frame.")
+    max_silence_seconds: PositiveFloat = Field(
+        default=15, description="Longest wait for the next bytes of a request, or for a client to take some."
+    )
+    max_receive_seconds: PositiveFloat = Field(default=600, description="Longest time for a whole body to arrive.")
+    max_connections: PositiveInt = Field(default=500, description="Open connections; more are told 429.")
     workers: PositiveInt = Field(default=1, description="Pictures worked on at the same time; each uses all cores it can get.")
-    max_queued_pictures: int = Field(default=16, ge=0, description="Pictures that may wait for a worker; more are told 429.")
+    max_queued_pictures: int = Field(default=2, ge=0, description="Pictures that may wait for a worker; more are told 429.")
+    max_queued_pixels: PositiveInt = Field(
+        default=80_000_000, description="Pixels of pictures that wait or are worked on; more are told 429."
+    )
+
+    log_format: Literal["text", "json"] = Field(default="text", description="How the log is written: text, or json with a line an event.")
 
     train_dir: Path = Field(default_factory=_user_data, description="Folder for training jobs and the models that they make.")
     train_minutes: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="Length of a training job unless told.")
@@ -49,3 +89,14 @@ class Settings(BaseSettings):
     max_train_upload_bytes: PositiveInt = Field(default=1024 * MIB, description="Largest body of POST /train, in bytes.")
     max_train_unpacked_bytes: PositiveInt = Field(default=4096 * MIB, description="Largest upload once unzipped, in bytes.")
     max_train_pictures: PositiveInt = Field(default=10_000, description="Most pictures in one upload for training.")
+
+    def limits(self) -> images.Limits:
+        """What is read at most."""
+        return images.Limits(
+            max_pixels=self.max_pixels,
+            max_total_pixels=max(self.max_pixels, self.max_total_pixels),
+            max_side_pixels=self.max_side_pixels,
+            max_frames=self.max_frames,
+            max_scans=self.max_scans,
+            max_decode_seconds=self.max_decode_seconds,
+        )

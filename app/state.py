@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from app.jobs import Jobs
 from app.limits import Workers
+from app.metrics import Metrics
 from app.models import Models
 from app.settings import Settings
 
@@ -15,6 +16,7 @@ class State(TypedDict):
     models: Models
     workers: Workers
     jobs: Jobs
+    metrics: Metrics
 
 
 # Coroutines, because the framework would run plain functions in a thread.
@@ -34,7 +36,12 @@ async def _jobs(request: Request) -> Jobs:
     return request.state.jobs  # type: ignore[no-any-return]
 
 
+async def _metrics(request: Request) -> Metrics:
+    return request.state.metrics  # type: ignore[no-any-return]
+
+
 SettingsNow = Annotated[Settings, Depends(_settings)]
 ModelsNow = Annotated[Models, Depends(_models)]
 WorkersNow = Annotated[Workers, Depends(_workers)]
 JobsNow = Annotated[Jobs, Depends(_jobs)]
+MetricsNow = Annotated[Metrics, Depends(_metrics)]

@@ -44,7 +44,7 @@ def _suffix(name: str, data: bytes, settings: Settings) -> str:
     if found is None:
         raise PicturesRefused(f"{_shown(name)} is not a picture that can be read: leave it out.")
     try:
-        height, width, _ = images.read(data, settings.max_pixels).pixels.shape
+        height, width, _ = images.read(data, settings.limits()).samples.shape
     except ImageError as error:
         raise PicturesRefused(f"{_shown(name)}: {error}") from error
     if min(height, width) < MIN_SIDE_PIXELS:

@@ -36,7 +36,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
 def pixels(path: Path) -> Tensor:
     """One photograph as (H, W, 3) floats in [0, 1]. Raises DataError, which names the file."""
     try:
-        return images.read(path.read_bytes(), max_pixels=400_000_000).pixels
+        return images.read(path.read_bytes(), images.Limits(max_pixels=400_000_000, max_total_pixels=400_000_000)).pixels
     except images.ImageError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -17,6 +17,9 @@ from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
 from core.weights import Card
 
+ROWS = 256
+"""Rows that are looked at together where no network is."""
+
 BAND = 3072
 """Columns of a picture that pass through the network at once; wider pictures pass in bands that overlap by all it looks at."""
 
@@ -24,6 +27,9 @@ STRIP_PIXELS = {"cpu": 1 << 17}
 """Pixels that enter the network at a time: on a processor, so few that their activations stay in its last cache."""
 STRIP_PIXELS_ELSEWHERE = 1 << 21
 """Enough to fill an accelerator."""
+
+STEPS = {torch.uint8: 255, torch.uint16: 65535}
+"""The greatest value of each type of integers that a picture may have."""
 
 ALIGNED = ALIGNED_ROWS * MULTIPLE
 """Bands and strips begin at multiples of this: the kernels' tiles then lie on one grid, and strips of any height give the same bits.
@@ -68,7 +74,9 @@ class Denoiser:
         band: int = BAND,
         strip: int | None = None,
     ) -> Tensor:
-        """(H, W, 3) floats in [0, 1] -> the same shape in float32 on the CPU, of any size from 1x1 up.
+        """(H, W, 1 or 3) floats in [0, 1], uint8 or uint16 -> the same on the CPU, floats in float32, of any size from 1x1 up.
+
+        Integers are rounded once, at the end, and no float copy of the whole picture is ever made.
 
         sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s, or what a blind network finds. strength:
         multiplies it; 0 gives the input back bit for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band,
@@ -80,32 +88,36 @@ class Denoiser:
         if not 0 <= level < math.inf:
             raise ValueError(f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0")
         if level == 0:
-            return pixels.to("cpu", torch.float32, copy=True)
-        pixels, band = pixels.float(), max(ALIGNED, band // ALIGNED * ALIGNED)
+            return pixels.to("cpu", pixels.dtype if pixels.dtype in STEPS else torch.float32, copy=True)
+        band = max(ALIGNED, band // ALIGNED * ALIGNED)
         with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
             if not blind:
                 return self._by_strips(pixels, level, keep_going, band, strip)
             clean = self._by_strips(pixels, noise.UNTOLD, keep_going, band, strip, share=min(strength, 1.0))
             if strength <= 1:
                 return clean
-            return self._by_strips(pixels, strength * noise.level_of(clean - pixels), keep_going, band, strip)
+            return self._by_strips(pixels, strength * self.found(pixels, clean), keep_going, band, strip)
 
     def found(self, pixels: Tensor, clean: Tensor) -> float:
         """The noise level that a blind network found in `pixels`, by the `clean` ones that it made of them; as `estimate`."""
-        return noise.level_of(clean - pixels)
+        squares = 0.0
+        for noisy, cleaned in zip(torch.split(pixels, ROWS), torch.split(clean, ROWS), strict=True):
+            squares += (_unit(cleaned) - _unit(noisy)).square().double().sum().item()
+        return math.sqrt(squares / pixels.numel())
 
     def estimate(self, pixels: Tensor) -> float:
-        """The noise level of a picture (H, W, 3), a standard deviation in [0, 1] image units (see `core.noise.estimate_gaussian`)."""
+        """The noise level of a picture (H, W, 1 or 3), a standard deviation in [0, 1] image units (see `core.noise.estimate_gaussian`)."""
         _check(pixels)
-        return noise.estimate_gaussian(pixels.float())
+        return noise.estimate_gaussian(pixels)
 
     def _by_strips(
         self, pixels: Tensor, level: float, keep_going: Callable[[], bool], band: int, strip: int | None, share: float = 1.0
     ) -> Tensor:
         """`pixels` with that `share` of the correction added which the network makes when told `level`."""
-        H, W, _ = pixels.shape
+        H, W, C = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
-        out, grey = torch.empty(H, W, 3), noise.is_grey(pixels)
+        steps = STEPS.get(pixels.dtype)
+        out, grey = torch.empty(H, W, C, dtype=pixels.dtype if steps else torch.float32), noise.is_grey(pixels)
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
@@ -115,14 +127,20 @@ class Denoiser:
             for down in torch.split(rows, height):
                 if not keep_going():
                     raise Cancelled("the picture was given up between two strips")
-                seen = _cut(pixels, down, across).to(self.device)
+                seen = _unit(_cut(pixels, down, across).to(self.device)).expand(-1, -1, 3)
                 for rows_ready in stream.push(with_level(seen[None], level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
-                    ready = ready.mean(2, keepdim=True) if grey else ready
-                    to = out[done : done + len(ready), x.kept]
-                    torch.add(pixels[done : done + len(ready), x.kept], ready.to(out), alpha=share, out=to).clamp_(0, 1)
+                    ready = (ready.mean(2, keepdim=True) if grey else ready).to("cpu", torch.float32)
+                    clean = _unit(pixels[done : done + len(ready), x.kept]).add(ready, alpha=share).clamp_(0, 1)
+                    out[done : done + len(ready), x.kept] = clean.mul_(steps).round_() if steps else clean
                     done += len(ready)
         return out
+
+
+def _unit(samples: Tensor) -> Tensor:
+    """Floats in [0, 1]."""
+    steps = STEPS.get(samples.dtype)
+    return samples.float().div_(steps) if steps else samples.float()
 
 
 def _cut(pixels: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -156,7 +174,11 @@ def _mirror(size: int) -> Tensor:
 
 
 def _check(pixels: Tensor) -> None:
-    if pixels.dim() != 3 or pixels.shape[2] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
-        raise ValueError(f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: a picture is floats in [0, 1] of shape (H, W, 3)")
-    if not pixels.isfinite().all():
+    numbers = pixels.is_floating_point() or pixels.dtype in STEPS
+    if pixels.dim() != 3 or pixels.shape[2] not in (1, 3) or not numbers or 0 in pixels.shape:
+        raise ValueError(
+            f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: a picture is floats in [0, 1], uint8 or uint16, "
+            "of shape (H, W, 3) or, in grey, (H, W, 1)"
+        )
+    if pixels.is_floating_point() and not pixels.isfinite().all():
         raise ValueError("pixels hold NaN or infinity: a picture is floats in [0, 1]")

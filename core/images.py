@@ -1,71 +1,166 @@
 """Bytes of a picture file in, pixels out, and back: one table, `FORMATS`, drives sniffing, reading and writing.
 
-Refuses whatever it could only read by silently losing something (a file cut short, 16-bit colour, CMYK, floats, further
-frames), and knows nothing of noise. Every refusal is an `ImageError`, its text fit for the person who sent the file.
+Refuses whatever it could only read by silently losing something (a file cut short, a broken stretch of JPEG, samples of a rare depth), and
+knows nothing of noise. Every refusal is an `ImageError`, its text fit for the person who sent the file.
 
-What does not come back as it came: a palette or 1-bit picture returns as RGB or 8-bit grey (but GIF stays indexed);
-transparency is laid on white in JPEG and BMP, and is all or nothing in GIF; BMP and GIF take no EXIF and no profile;
-text chunks are dropped; of a JPEG with more pictures behind the first (MPO, motion photos) only the first is taken.
+libvips decodes what it reads at full depth and strictly (PNG, JPEG, TIFF), Pillow the rest; no pixel is decoded before size, depth and
+frames are found within the limits. What is not as it came is named in `Picture.changed` and by `lost`: CMYK becomes sRGB, a palette or
+1-bit picture returns as RGB or 8-bit grey (but GIF stays indexed), transparency is laid on white in JPEG and BMP, and is all or nothing in
+GIF. Of a JPEG with more pictures behind the first (MPO, motion photos) only the first is taken.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import re
 import struct
+import threading
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyvips
 import torch
-from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin, features
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, features
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-MAX_PIXELS = 40_000_000
-MAX_SIDE = 32_768
-MAX_SCANS = 64  # of a progressive JPEG: each one is a pass over the whole picture, for a few bytes of file
+from core import metadata as blocks
+from core import tiff
+from core.denoiser import Cancelled
+from core.metadata import Metadata
 
-GREY_MODES = ("L", "LA", "La", "1")
-COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr")
-DEEP_MODES = ("I;16", "I;16B", "I;16L")
+Samples = NDArray[Any]
+"""(H, W, C) uint8, uint16 or float32; C: grey or RGB, alpha behind it."""
+KeepGoing = Callable[[], bool]
+
 SEGMENT = re.compile(rb"\xff[^\0\x01\xff\xd0-\xd8]")  # a JPEG marker that a length follows, or the last one
-TURNS = {  # EXIF orientation -> what makes the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision")  # what libjpeg warns of, and has lost nothing by
+TURNS: dict[int, Callable[[Samples], Samples]] = {  # EXIF orientation -> what makes (H, W, C) upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
 }
+STEPS = {torch.uint8: 255, torch.uint16: 65535}
+STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole picture is made
+
+# libvips decodes in the thread that asks, keeps nothing of what it did, and has no other loader than these.
+pyvips.concurrency_set(1)
+pyvips.cache_set_max(0)
+pyvips.operation_block_set("VipsForeignLoad", True)
+for _loader in ("VipsForeignLoadPng", "VipsForeignLoadJpeg", "VipsForeignLoadTiff"):
+    pyvips.operation_block_set(_loader, False)
 
 
 class ImageError(ValueError):
     """The picture cannot be read or written; the text says to its sender what is wrong and what to do."""
 
 
+NO_METADATA = Metadata()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is read at most. Size, frames and scans are known before any pixel is decoded."""
+
+    max_pixels: int = 40_000_000  # of a frame
+    max_total_pixels: int = 200_000_000  # of all frames together
+    max_side_pixels: int = 32_768
+    max_frames: int = 200
+    max_scans: int = 64  # of a progressive JPEG: each one is a pass over the whole picture, for a few bytes of file
+    max_decode_seconds: float = 30.0  # for a frame
+
+
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Picture:
     """A decoded picture, upright. H, W: height and width."""
 
-    pixels: Tensor  # (H, W, 3) float32 in [0, 1]; of a grey picture the three channels are equal
-    alpha: Tensor | None = None  # (H, W) float32 in [0, 1], 1 is opaque; never mixed into the pixels
+    samples: Tensor  # (H, W, 1 | 3) uint8, uint16 or floats, the floats in `span`
+    alpha: Tensor | None = None  # (H, W) of the samples' type, its greatest value is opaque; never mixed into the samples
     grey: bool = False
-    depth: int = 8  # bits a sample it came in with: 8, or 16 for grey pictures only
+    depth: int = 8  # bits a sample it came in with: 8, 16 or, floats, 32
     format: str = "png"
-    icc: bytes | None = None
-    exif: bytes | None = None  # from b"Exif\0\0" on; its orientation is already applied and reset to 1
+    metadata: Metadata = NO_METADATA
+    span: tuple[float, float] = (0.0, 1.0)  # the values of float samples that are 0 and 1 to the denoiser
+    changed: tuple[str, ...] = ()  # what is not as it came
+    milliseconds: int = 0  # that an animation shows it
+
+    @property
+    def pixels(self) -> Tensor:
+        """(H, W, 3) float32 in [0, 1]; of a grey picture the three channels are equal."""
+        return _unit(self.samples, self.span).expand(-1, -1, 3).contiguous()
 
     def with_pixels(self, pixels: Tensor) -> Picture:
-        return dataclasses.replace(self, pixels=pixels)
+        """Floats in [0, 1], or integers as `visible` gives them, in place of the samples."""
+        low, high = self.span
+        if pixels.is_floating_point() and self.span != (0.0, 1.0):
+            half = pixels * (high / 2 - low / 2)
+            pixels = half + low + half
+        return dataclasses.replace(self, samples=pixels)
+
+    def visible(self) -> Tensor:
+        """(H, W, 1 | 3) uint8, uint16 or float32 in [0, 1], for the denoiser: what is wholly transparent shows the colours beside it.
+
+        So hidden colours do not bleed into those that are seen.
+        """
+        samples = self.samples if self.samples.dtype in STEPS else _unit(self.samples, self.span)
+        if self.alpha is None or self.alpha.ne(0).all() or not self.alpha.ne(0).any():
+            return samples
+        return torch.from_numpy(_covered(samples.numpy(), self.alpha.numpy() != 0))
+
+    def opaque(self, visible: Tensor) -> Tensor:
+        """The part of `visible` around all that is not wholly transparent, to measure noise in."""
+        if self.alpha is None:
+            return visible
+        seen = self.alpha.ne(0)
+        rows, columns = (seen.any(axis).nonzero().flatten() for axis in (1, 0))
+        if not len(rows):
+            return visible
+        return visible[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+
+    def denoised(self, visible: Tensor) -> Picture:
+        """With what became of `visible`, and under full transparency what was there."""
+        clean = self.with_pixels(visible)
+        if self.alpha is None:
+            return clean
+        hidden = self.alpha.eq(0).unsqueeze(-1)
+        kept = self.samples.to(clean.samples.dtype)
+        return dataclasses.replace(clean, samples=torch.where(hidden, kept, clean.samples))
+
+    def with_metadata(self, keep: str) -> Picture:
+        """`keep`: all of it; `strip`: the colour profile only; `safe`: all but what tells the place."""
+        chosen = {"keep": lambda it: it, "strip": Metadata.stripped, "safe": Metadata.safe}[keep]
+        return dataclasses.replace(self, metadata=chosen(self.metadata))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A file whose header was read and found within the limits. Nothing is decoded before its frames are asked for."""
+
+    format: str
+    count: int
+    width: int  # of the first frame
+    height: int
+    pixels: int  # of all frames together
+    frames: Callable[[KeepGoing], Iterator[Picture]]  # each as it is asked for
+    loop: int | None = None  # times that an animation is shown, 0 for ever
 
 
 @dataclass(frozen=True)
@@ -76,13 +171,11 @@ class Format:
     media_type: str
     suffixes: tuple[str, ...]  # the first is the one to write
     magic: re.Pattern[bytes]  # matched at the first byte
-    screen: Callable[[bytes], bytes]  # refuses by the raw bytes, and gives those that the decoder shall see
-    decoder: Callable[[io.BytesIO], ImageFile.ImageFile]
-    options: Callable[[int, bool], dict[str, Any]]  # the encoder's, for a quality of 1 to 100, and whether grey
-    exif: Callable[[bytes], dict[str, Any]] | None  # the encoder's options to carry EXIF; None: it holds no metadata
+    open: Callable[[bytes, Limits], Stack]
+    encode: Callable[[Samples, Picture, int], bytes]  # samples of at most `depth` bits, whose metadata fits; quality 1 to 100
     max_side: int  # of the encoder
     alpha: bool = True
-    deep: bool = False  # holds 16-bit grey
+    depth: int = 8  # bits a sample it holds at most
 
 
 def sniff(data: bytes) -> str | None:
@@ -90,122 +183,528 @@ def sniff(data: bytes) -> str | None:
     return next((form.name for form in FORMATS.values() if form.magic.match(data)), None)
 
 
-def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a whole picture, or raise ImageError; limits are checked on the header, before any pixel is decoded."""
+def open(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Stack:
+    """Looks at the header, or raises ImageError. Frames that are broken are found when they are decoded."""
     name = sniff(data)
     if name is None:
         raise ImageError(f"the file is no picture of a known format: send one of {', '.join(FORMATS)}")
-    form = FORMATS[name]
-    try:
-        # The decoder's class rather than Image.open: no other format is ever tried, and the size limit is ours alone.
-        with form.decoder(io.BytesIO(form.screen(data))) as image:
-            _check_header(image, max_pixels)
-            image.load()
-            return _picture(image, name)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:
-        limit = f"{max_pixels / 1e6:.6g}"
-        raise ImageError(f"the picture is too large; at most {limit} megapixels are accepted: shrink it") from None
-    except Exception as error:  # on hostile bytes Pillow raises nearly everything, from SyntaxError to MemoryError
-        raise ImageError(f"the {name} picture is broken, cut short or of a rare kind: save it anew as plain PNG or JPEG") from error
+    with _told(name):
+        stack = FORMATS[name].open(data, limits)
+
+    def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+        with _told(name):
+            yield from stack.frames(keep_going)
+
+    return dataclasses.replace(stack, frames=frames)
+
+
+def read(data: bytes, limits: Limits = DEFAULT_LIMITS, keep_going: KeepGoing = lambda: True) -> Picture:
+    """Decode a whole picture of one frame, or raise ImageError."""
+    stack = open(data, limits)
+    if stack.count > 1:
+        raise ImageError(f"the file holds {stack.count} frames; it must hold 1: save the one you want as its own file")
+    return next(stack.frames(keep_going))
 
 
 def write(picture: Picture, format: str | None = None, quality: int | None = None) -> bytes:
     """Encode in `format` (None: the one it came in), at `quality` 1 to 100 where the format is lossy (None: 95).
 
-    WebP at quality 100 is lossless. Samples are rounded to the file's depth; 16-bit grey stays so in PNG and TIFF.
+    WebP at quality 100 is lossless. Samples are rounded to the file's depth, as many bits as the format holds.
     """
-    name = picture.format if format is None else format
-    if name not in FORMATS:
-        raise ImageError(f"format = {name!r}; it must be one of {', '.join(FORMATS)}: choose one of them")
+    form = _form(picture.format if format is None else format)
     if quality is not None and not 1 <= quality <= 100:
         raise ImageError(f"quality = {quality}; it must lie between 1 and 100: choose such a number, or leave it out")
-    form = FORMATS[name]
-    height, width = picture.pixels.shape[:2]
+    height, width = picture.samples.shape[:2]
     if max(height, width) > form.max_side:
-        raise ImageError(f"the picture is {width} x {height}; {name} holds at most {form.max_side} a side: shrink it or choose png")
-    image, options = _image(picture, form), form.options(95 if quality is None else quality, picture.grey)
-    if name == "gif":
-        image, options = _indexed(image)
-    if form.exif and picture.icc:
-        options["icc_profile"] = picture.icc
-    attempts = [options]
-    if form.exif and picture.exif:
-        with contextlib.suppress(Exception):  # a block that cannot be carried over never fails the picture
-            attempts.insert(0, options | form.exif(picture.exif))
-    for attempt in attempts:
-        file = io.BytesIO()
-        try:
-            image.save(file, format=name, **attempt)
-            return file.getvalue()
-        except Exception as error:
-            failure = error
-    raise ImageError(f"the picture could not be written as {name}: choose another format, such as png") from failure
+        raise ImageError(f"the picture is {width} x {height}; {form.name} holds at most {form.max_side} a side: shrink it or choose png")
+    samples = _array(picture, form)
+    metadata, _ = blocks.fitting(picture.metadata, form.name)
+    try:
+        return form.encode(samples, dataclasses.replace(picture, metadata=metadata), 95 if quality is None else quality)
+    except Exception as error:
+        raise ImageError(f"the picture could not be written as {form.name}: choose another format, such as png") from error
 
 
-def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
-    width, height = image.size
+def lost(picture: Picture, format: str | None = None) -> list[str]:
+    """What `write` in `format` will leave out, in a few words each."""
+    form = _form(picture.format if format is None else format)
+    _, left_out = blocks.fitting(picture.metadata, form.name)
+    told = [f"{name} ({form.name} holds none so large)" if name in blocks.HELD.get(form.name, ()) else f"{name} ({form.name} holds none)"
+            for name in left_out]  # fmt: skip
+    if picture.depth > form.depth:
+        told.append(f"depth ({picture.depth} bits became {form.depth})")
+    if picture.alpha is not None and not form.alpha:
+        told.append("transparency (laid on white)")
+    return told
+
+
+def _form(name: str) -> Format:
+    if name not in FORMATS:
+        raise ImageError(f"format = {name!r}; it must be one of {', '.join(FORMATS)}: choose one of them")
+    return FORMATS[name]
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turns whatever a decoder raises on hostile bytes, from SyntaxError to MemoryError, into an ImageError."""
+    try:
+        yield
+    except (ImageError, Cancelled):
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError("the picture is too large: shrink it") from None
+    except Exception as error:
+        raise ImageError(f"the {name} picture is broken, cut short or of a rare kind: save it anew as plain PNG or JPEG") from error
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width} x {height}; each side must be at least 1: send one with pixels")
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(f"the picture is {width} x {height}; a side may be at most {MAX_SIDE}: shrink it")
-    if width * height > max_pixels:
+    if max(width, height) > limits.max_side_pixels:
+        raise ImageError(f"the picture is {width} x {height}; a side may be at most max_side_pixels = {limits.max_side_pixels}: shrink it")
+    if width * height > limits.max_pixels:
         raise ImageError(
-            f"the picture has {width * height / 1e6:.6g} megapixels; at most {max_pixels / 1e6:.6g} are accepted: "
-            "shrink it or raise max_pixels"
+            f"the picture has {width * height} pixels; at most max_pixels = {limits.max_pixels} are accepted: shrink it or raise the limit"
         )
-    _refuse_frames(getattr(image, "n_frames", 1))
-    if image.mode not in GREY_MODES + COLOUR_MODES + DEEP_MODES:
-        raise ImageError(f"the picture's samples are {image.mode}; they must be grey or RGB: convert it to RGB first")
-    if image.mode in DEEP_MODES and image.has_transparency_data:
-        raise ImageError("the picture has 16 bits and transparency; only opaque 16-bit grey is read: save it opaque")
 
 
-def _refuse_frames(count: int) -> None:
-    if count > 1:
-        raise ImageError(f"the file holds {count} frames; it must hold 1: save the one you want as its own file")
+def _check_frames(count: int, pixels: int, limits: Limits) -> None:
+    if count > limits.max_frames:
+        raise ImageError(f"the file holds {count} frames; at most max_frames = {limits.max_frames} are accepted: send fewer at a time")
+    if pixels > limits.max_total_pixels:
+        raise ImageError(
+            f"the file's frames have {pixels} pixels together; at most max_total_pixels = {limits.max_total_pixels} are accepted: "
+            "send fewer frames at a time"
+        )
 
 
-def _picture(image: ImageFile.ImageFile, name: str) -> Picture:
-    """A loaded image as a Picture."""
-    # Pillow turns a TIFF upright by itself, and keeps its EXIF in tags among those that describe the file.
-    block = _exif_from_tiff(image) if name == "tiff" else image.info.get("exif")
-    orientation, exif = _upright(block)
-    upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
-    deep = image.mode in DEEP_MODES
-    grey = deep or image.mode in GREY_MODES
-    mode = "I" if deep else ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
-    plain = upright if upright.mode == mode else upright.convert(mode)
-    samples = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.int32 if deep else torch.uint8)
-    values = samples.float().div_(65535 if deep else 255).view(plain.height, plain.width, -1)  # (H, W, 1 | 2 | 3 | 4)
-    if deep and isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:
-        values = 1 - values  # WhiteIsZero, which Pillow minds in 8-bit pictures only
-    alpha = values[..., -1].contiguous() if mode.endswith("A") else None
-    pixels = values[..., :1].expand(-1, -1, 3) if grey else values[..., :3]  # (H, W, 3)
-    icc = _profile(image.info.get("icc_profile"), grey)
-    return Picture(pixels.contiguous(), alpha, grey, 16 if deep else 8, name, icc, exif)
+def _late(limits: Limits) -> ImageError:
+    return ImageError(f"decoding took longer than max_decode_seconds = {limits.max_decode_seconds:g}: send a smaller picture")
 
 
-def _image(picture: Picture, form: Format) -> Image.Image:
-    """The picture as one of Pillow's, in the deepest mode that the format holds; NaN stops here."""
-    pixels = picture.pixels.detach().float().cpu()
-    alpha = None if picture.alpha is None else picture.alpha.detach().float().cpu().unsqueeze(-1)  # (H, W, 1)
-    for values in (pixels, alpha):
-        if values is not None and not torch.stack(torch.aminmax(values)).isfinite().all():
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _unit(samples: Tensor, span: tuple[float, float]) -> Tensor:
+    """Floats in [0, 1]."""
+    if samples.dtype in STEPS:
+        return samples.float().div_(STEPS[samples.dtype])
+    low, high = span
+    if span == (0.0, 1.0):
+        return samples.float()
+    half = high / 2 - low / 2  # the whole may be more than float32 holds
+    return samples.float().mul(0.5).sub_(low / 2).div_(half).clamp_(0, 1)
+
+
+def _covered(samples: Samples, seen: NDArray[np.bool_]) -> Samples:
+    """Every sample that is not seen becomes that of the nearest one seen in its row; in a row of none, that of the nearest row with one."""
+    H, W, _ = samples.shape
+    out = np.empty_like(samples)
+    columns = np.arange(W, dtype=np.int32)
+    for top in range(0, H, STRIP_ROWS):
+        rows = seen[top : top + STRIP_ROWS]
+        left = np.maximum.accumulate(np.where(rows, columns, np.int32(-W)), axis=1)
+        right = np.minimum.accumulate(np.where(rows, columns, np.int32(2 * W))[:, ::-1], axis=1)[:, ::-1]
+        nearest = np.where(right - columns < columns - left, right, left).clip(0, W - 1)
+        out[top : top + STRIP_ROWS] = np.take_along_axis(samples[top : top + STRIP_ROWS], nearest[..., None], axis=1)
+    full = np.flatnonzero(seen.any(axis=1))
+    after = np.searchsorted(full, np.arange(H)).clip(0, len(full) - 1)
+    before = (after - 1).clip(0)
+    nearer = np.where(abs(full[after] - np.arange(H)) <= abs(full[before] - np.arange(H)), full[after], full[before])
+    for row in np.setdiff1d(np.arange(H), full):
+        out[row] = out[nearer[row]]
+    return out
+
+
+def _array(picture: Picture, form: Format) -> Samples:
+    """(H, W, C) in the depth that the file will have; NaN stops here."""
+    samples = picture.samples.detach().cpu()
+    alpha = None if picture.alpha is None else picture.alpha.detach().cpu().unsqueeze(-1)  # (H, W, 1)
+    for values in (samples, alpha):
+        if values is not None and values.is_floating_point() and not torch.stack(torch.aminmax(values)).isfinite().all():
             raise ImageError("the picture holds NaN or infinity; every sample must be a number: mend it before writing")
-    if picture.grey:
-        pixels = pixels.mean(dim=-1, keepdim=True)
-    if alpha is not None:
-        pixels = torch.cat((pixels, alpha), dim=-1) if form.alpha else pixels * alpha + (1 - alpha)
-    deep = form.deep and picture.depth == 16 and pixels.shape[-1] == 1
-    mode = "I;16" if deep else ("L", "LA", "RGB", "RGBA")[pixels.shape[-1] - 1]
-    buffer = bytearray(pixels.numel() * (2 if deep else 1))
-    samples = torch.frombuffer(buffer, dtype=torch.uint16 if deep else torch.uint8).view(pixels.shape)
-    # by strips of rows, so that no further float copy of the whole picture is made
-    for rows, into in zip(torch.split(pixels, 256), torch.split(samples, 256), strict=True):
-        into.copy_(rows.clamp(0, 1).mul_(65535 if deep else 255).round_())
-    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), buffer)
+    depth = min(picture.depth, form.depth)
+    kind = torch.uint8 if depth == 8 else torch.uint16 if depth == 16 else torch.float32
+    grey = picture.grey or samples.shape[-1] == 1
+    C = (1 if grey else 3) + (alpha is not None and form.alpha)
+    out = torch.empty(*samples.shape[:2], C, dtype=kind)
+    for top in range(0, samples.shape[0], STRIP_ROWS):
+        strip, into = samples[top : top + STRIP_ROWS], out[top : top + STRIP_ROWS]
+        if grey and strip.shape[-1] == 3:
+            strip = strip.float().mean(-1, keepdim=True) if strip.is_floating_point() else _unit(strip, (0.0, 1.0)).mean(-1, keepdim=True)
+        if alpha is not None and not form.alpha:
+            clear = _unit(alpha[top : top + STRIP_ROWS], (0.0, 1.0)).clamp(0, 1)
+            strip = _unit(strip, picture.span) * clear + (1 - clear)
+            into.copy_(_stepped(strip, kind, (0.0, 1.0)))
+            continue
+        into[..., : 1 if grey else 3] = _stepped(strip, kind, picture.span)
+        if alpha is not None:
+            into[..., -1:] = _stepped(alpha[top : top + STRIP_ROWS], kind, (0.0, 1.0))
+    return out.numpy()
+
+
+def _stepped(strip: Tensor, kind: torch.dtype, span: tuple[float, float]) -> Tensor:
+    """Samples as another type holds them, rounded and not cut."""
+    if strip.dtype == kind:
+        return strip
+    if kind == torch.float32:
+        return strip.float() if strip.is_floating_point() else _unit(strip, span)
+    return _unit(strip, span).clamp(0, 1).mul(STEPS[kind]).round_().to(kind)
+
+
+def _taken(samples: Samples, format: str, metadata: Metadata, orientation: int = 1, **more: Any) -> Picture:
+    """What a decoder gave, as a Picture: upright, alpha apart, floats checked, the sound blocks of its metadata."""
+    samples = np.ascontiguousarray(TURNS[orientation](samples)) if orientation in TURNS else samples
+    C = samples.shape[-1]
+    alpha = torch.from_numpy(np.ascontiguousarray(samples[..., -1])) if C in (2, 4) else None
+    pixels = torch.from_numpy(np.ascontiguousarray(samples[..., :-1]) if alpha is not None else samples)
+    grey, span = C < 3, (0.0, 1.0)
+    if pixels.is_floating_point():
+        low, high = (value.item() for value in torch.aminmax(pixels))
+        if not (np.isfinite(low) and np.isfinite(high)) or (alpha is not None and not alpha.isfinite().all()):
+            raise ImageError("the picture holds NaN or infinity; every sample must be a number: mend it first")
+        if low < 0 or high > 1:
+            span = (low, high if high > low else low + max(1.0, abs(low)))
+    return Picture(pixels, alpha, grey, 8 * samples.itemsize, format, metadata.checked(grey), span, **more)
+
+
+# --- libvips ---------------------------------------------------------------------------------------------------------
+
+
+def _decoded(image: pyvips.Image, limits: Limits, keep_going: KeepGoing) -> Samples:
+    """Every sample, or an ImageError once it takes too long."""
+    if image.format not in ("uchar", "ushort", "float") or image.bands > 4:
+        raise ImageError(f"the picture has {image.bands} channels of {image.format}; it must be grey or RGB of 8 or 16 bits: save it so")
+    deadline = time.monotonic() + limits.max_decode_seconds
+    late = threading.Event()
+
+    def look(*_: Any) -> None:
+        if time.monotonic() > deadline:
+            late.set()
+        if late.is_set() or not keep_going():
+            image.set_kill(True)
+
+    image.set_progress(True)
+    image.signal_connect("eval", look)
+    try:
+        raw = image.write_to_memory()
+    except pyvips.Error:
+        if late.is_set():
+            raise _late(limits) from None
+        if not keep_going():
+            raise Cancelled("the picture was given up while it was decoded") from None
+        raise
+    kind = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}[image.format]
+    return np.frombuffer(raw, kind).reshape(image.height, image.width, image.bands)
+
+
+def _converted(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
+    """CMYK as sRGB, by its own profile or else libvips' of a common press."""
+    if image.interpretation != "cmyk":
+        return image, ()
+    if image.bands != 4:
+        raise ImageError("the picture is CMYK with transparency; it must be grey or RGB: convert it to RGB first")
+    depth = 16 if image.format == "ushort" else 8
+    return image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth), ("CMYK became sRGB",)
+
+
+def _one(format: str, image: pyvips.Image, limits: Limits, frames: Callable[[KeepGoing], Iterator[Picture]]) -> Stack:
+    _check_size(image.width, image.height, limits)
+    return Stack(format, 1, image.width, image.height, image.width * image.height, frames)
+
+
+def _open_png(data: bytes, limits: Limits) -> Stack:
+    clean, found, count = _screened_png(data)
+    width, height = struct.unpack_from(">II", clean, 16)
+    _check_size(width, height, limits)
+    if count > 1:
+        if clean[24] == 16:
+            raise ImageError("the picture is animated and has 16 bits; animations are read with 8: save it so, or its frames one by one")
+        return _pillow("png", clean, PngImageFile, limits, found.metadata())
+
+    def image() -> pyvips.Image:
+        return pyvips.Image.pngload_buffer(clean, access="sequential", fail_on="error")
+
+    def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+        metadata = found.metadata()
+        orientation, exif = blocks.upright(metadata.checked(False).exif)
+        metadata = dataclasses.replace(metadata, exif=exif if exif is not None else metadata.exif)
+        yield _taken(_decoded(image(), limits, keep_going), "png", metadata, orientation)
+
+    return _one("png", image(), limits, frames)
+
+
+def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
+    """The chunks that make pixels, each sum checked; what the others say; how many frames there are. What trails is dropped."""
+    kept, position, kind, found, count = [data[:8]], 8, b"", blocks.Png(), 1
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + length + 12]
+        position += length + 12
+        body = chunk[8:-4]
+        whole = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        frame = kind in (b"acTL", b"fcTL", b"fdAT")
+        if (kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS") or frame) and not whole:
+            raise ImageError(f"the png picture's {kind.decode()} part is damaged or cut short: send an unharmed copy")
+        if kind == b"acTL":
+            count = int.from_bytes(body[:4], "big")
+        if kind[0] < ord("a") or kind == b"tRNS" or frame:  # a capital begins the name of a chunk that no decoder may skip
+            kept.append(chunk)
+        else:
+            found.chunk(kind, body, whole)
+    if count < 2:  # a still picture to every reader
+        kept = [chunk for chunk in kept if chunk[4:8] not in (b"acTL", b"fcTL", b"fdAT")]
+    return b"".join(kept), found, count
+
+
+def _open_jpeg(data: bytes, limits: Limits) -> Stack:
+    found = _screened_jpeg(data, limits)
+
+    def image(fail_on: str) -> pyvips.Image:
+        return pyvips.Image.jpegload_buffer(data, access="sequential", fail_on=fail_on)
+
+    def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+        metadata = found.metadata()
+        orientation, exif = blocks.upright(metadata.checked(False).exif)
+        metadata = dataclasses.replace(metadata, exif=exif if exif is not None else metadata.exif)
+        try:  # libjpeg fills what is missing with grey, and no more than warns of it
+            source, changed = _converted(image("warning"))
+            samples = _decoded(source, limits, keep_going)
+        except pyvips.Error as error:
+            if not any(words in str(error) for words in HARMLESS):
+                raise
+            source, changed = _converted(image("error"))
+            samples = _decoded(source, limits, keep_going)
+        if changed:  # its profile was used up
+            metadata = dataclasses.replace(metadata, icc=None)
+        yield _taken(samples, "jpeg", metadata, orientation, changed=changed)
+
+    return _one("jpeg", image("error"), limits, frames)
+
+
+def _screened_jpeg(data: bytes, limits: Limits) -> blocks.Jpeg:
+    """Counts scans, as the decoder will meet them: segment by segment, then on to the next marker."""
+    position, scans, found = 2, 0, blocks.Jpeg()
+    while marker := SEGMENT.search(data, position):
+        kind = marker[0][1]
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        if scans > limits.max_scans:
+            raise ImageError(f"the jpeg picture has more than max_scans = {limits.max_scans} scans: save it anew, not progressive")
+        end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        if not scans and 0xE0 <= kind <= 0xEF:
+            found.segment(kind, data[marker.end() + 2 : end])
+        position = end
+    return found
+
+
+def _open_tiff(data: bytes, limits: Limits) -> Stack:
+    pages: list[tuple[int, tiff.Directory]] = []
+    pixels = 0
+    for number, page in enumerate(tiff.Structure(data).pages()):
+        if number >= 2 * limits.max_frames:
+            _check_frames(number, pixels, limits)
+        if number and page.number(254, 0) & 1:  # a smaller version of another page
+            continue
+        width, height = page.number(256, 0), page.number(257, 0)
+        _check_size(width, height, limits)
+        pixels += width * height
+        pages.append((number, page))
+        _check_frames(len(pages), pixels, limits)
+        _check_tiff(page)
+
+    def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+        for number, page in pages:
+            orientation, metadata = blocks.from_tiff(page)
+            image = pyvips.Image.tiffload_buffer(data, page=number, access="sequential", fail_on="error")
+            if (image.width, image.height) != (page.number(256, 0), page.number(257, 0)):
+                raise ImageError("the tiff picture's directories contradict each other: save it anew")
+            source, changed = _converted(image)
+            samples = _decoded(source, limits, keep_going)
+            if changed:
+                metadata = dataclasses.replace(metadata, icc=None)
+            yield _taken(samples, "tiff", metadata, orientation, changed=changed)
+
+    if not pages:
+        raise ImageError("the tiff file holds no picture: send one that does")
+    first = pages[0][1]
+    return Stack("tiff", len(pages), first.number(256, 0), first.number(257, 0), pixels, frames)
+
+
+def _check_tiff(page: tiff.Directory) -> None:
+    bits, kinds, channels = set(page.numbers(258, (1,))), set(page.numbers(339, (1,))), page.number(277, 1)
+    photometric = page.number(262, 1)
+    if kinds == {3} and bits == {32}:
+        fine = photometric in (1, 2)
+    else:
+        if not kinds <= {1, 4}:  # 4: undefined, as good as unsigned
+            raise ImageError(
+                "the picture's samples are signed, or floats of another depth than 32 bits: save it unsigned, or as 32-bit floats"
+            )
+        if len(bits) > 1 or not bits <= {1, 2, 4, 8, 16}:
+            raise ImageError(f"the picture has {max(bits)} bits a sample; it must have 1, 2, 4, 8 or 16, or 32-bit floats: save it so")
+        fine = photometric in (0, 1, 2, 3, 5, 6)
+    if not fine or channels > (5 if photometric == 5 else 4 if photometric in (2, 6) else 2):
+        raise ImageError("the picture's samples are of a rare kind; they must be grey, RGB or CMYK: convert it to RGB first")
+
+
+# --- Pillow ----------------------------------------------------------------------------------------------------------
+
+GREY_MODES = ("L", "LA", "La", "1")
+COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr")
+
+
+def _pillow(
+    name: str, data: bytes, decoder: Callable[[io.BytesIO], ImageFile.ImageFile], limits: Limits, metadata: Metadata | None = None
+) -> Stack:
+    # The decoder's class rather than Image.open: no other format is ever tried, and the size limit is ours alone.
+    image = decoder(io.BytesIO(data))
+    width, height = image.size
+    _check_size(width, height, limits)
+    count = getattr(image, "n_frames", 1)
+    _check_frames(count, count * width * height, limits)
+    if image.mode not in GREY_MODES + COLOUR_MODES:
+        raise ImageError(f"the picture's samples are {image.mode}; they must be grey or RGB: convert it to RGB first")
+    said = metadata if metadata is not None else _said(image)
+    orientation, exif = blocks.upright(said.checked(False).exif)
+    said = dataclasses.replace(said, exif=exif if exif is not None else said.exif)
+    image.close()
+
+    def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+        with decoder(io.BytesIO(data)) as image:
+            deadline = time.monotonic() + limits.max_decode_seconds
+            for number in range(count):
+                if not keep_going():
+                    raise Cancelled("the picture was given up between two frames")
+                if time.monotonic() > deadline:
+                    raise _late(limits)
+                image.seek(number)
+                image.load()
+                shown = int(image.info.get("duration") or 0)
+                yield _taken(_plain(image), name, said, orientation, milliseconds=shown)
+                deadline = time.monotonic() + limits.max_decode_seconds
+
+    loop = image.info.get("loop") if count > 1 else None
+    return Stack(name, count, width, height, count * width * height, frames, loop)
+
+
+def _plain(image: ImageFile.ImageFile) -> Samples:
+    mode = ("L" if image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
+    plain = image if image.mode == mode else image.convert(mode)
+    return np.frombuffer(bytearray(plain.tobytes()), np.uint8).reshape(plain.height, plain.width, -1)
+
+
+def _said(image: ImageFile.ImageFile) -> Metadata:
+    def block(name: str) -> bytes | None:
+        found = image.info.get(name)
+        return found if isinstance(found, bytes) and found else None
+
+    exif = block("exif")
+    return Metadata(
+        icc=block("icc_profile"),
+        exif=None if exif is None else blocks.EXIF_HEAD + exif.removeprefix(blocks.EXIF_HEAD),
+        xmp=block("xmp"),
+    )
+
+
+def _open_gif(data: bytes, limits: Limits) -> Stack:
+    _check_frames(_gif_frames(data), 0, limits)
+    return _pillow("gif", data, GifImageFile, limits)
+
+
+def _gif_frames(data: bytes) -> int:
+    """Counts pictures by their blocks, which is much less work than to decode them. Source: GIF89a specification."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    count = 0
+    while at < len(data) and data[at] != 0x3B:
+        if data[at] == 0x2C:
+            count += 1
+            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 0x80 else 0)
+        else:
+            at += 2
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+    return count
+
+
+def _open_avif(data: bytes, limits: Limits) -> Stack:
+    box = data.find(b"av1C")  # the decoder's configuration; 0x40 in its third byte is high_bitdepth
+    if box >= 0 and data[box + 6 : box + 7] and data[box + 6] & 0x40:
+        raise ImageError("the avif picture has more than 8 bits a sample; only 8 are read: save it with 8 bits")
+    return _pillow("avif", data, _avif, limits)
+
+
+def _avif(file: io.BytesIO) -> AvifImageFile:
+    """Opens again without EXIF what does not open with it: the decoder fails the whole picture for a broken block."""
+    try:
+        return AvifImageFile(file)
+    except Exception:
+        return AvifImageFile(io.BytesIO(file.getvalue().replace(b"Exif", b"none")))
+
+
+# --- encoders --------------------------------------------------------------------------------------------------------
+
+MODES = ("L", "LA", "RGB", "RGBA")
+
+
+def _image(samples: Samples) -> Image.Image:
+    H, W, C = samples.shape
+    return Image.frombuffer(MODES[C - 1], (W, H), samples, "raw", MODES[C - 1], 0, 1)
+
+
+def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=format, **options)
+    return file.getvalue()
+
+
+def _encode_png(samples: Samples, picture: Picture, quality: int) -> bytes:
+    H, W, C = samples.shape
+    kind, space = ("uchar", ("b-w", "srgb")) if samples.itemsize == 1 else ("ushort", ("grey16", "rgb16"))
+    image = pyvips.Image.new_from_memory(samples, W, H, C, kind).copy(interpretation=space[C > 2])
+    data = image.pngsave_buffer(compression=2, filter="up", keep="none")
+    parts, position = [data[:33], blocks.png_chunks(picture.metadata)], 33
+    while position < len(data):  # libvips adds a resolution of its own
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] in (b"IDAT", b"IEND"):
+            parts.append(data[position:end])
+        position = end
+    return b"".join(parts)
+
+
+def _encode_jpeg(samples: Samples, picture: Picture, quality: int) -> bytes:
+    return _saved(_image(samples), "jpeg", quality=quality, subsampling=0, **blocks.jpeg_options(picture.metadata))
+
+
+def _encode_webp(samples: Samples, picture: Picture, quality: int) -> bytes:
+    lossless = quality == 100  # for which the encoder's own quality means effort instead
+    return _saved(_image(samples), "webp", quality=0 if lossless else quality, lossless=lossless, method=0, exact=True,
+                  **blocks.riff_options(picture.metadata))  # fmt: skip
+
+
+def _encode_avif(samples: Samples, picture: Picture, quality: int) -> bytes:
+    sampling = "4:0:0" if samples.shape[-1] < 3 else "4:4:4"
+    return _saved(_image(samples), "avif", quality=quality, speed=9, subsampling=sampling, **blocks.riff_options(picture.metadata))
+
+
+def _encode_tiff(samples: Samples, picture: Picture, quality: int) -> bytes:
+    file = io.BytesIO()
+    tiff.Writer(file).page(samples, samples.shape[-1] in (2, 4), blocks.to_tiff(picture.metadata))
+    return file.getvalue()
+
+
+def _encode_bmp(samples: Samples, picture: Picture, quality: int) -> bytes:
+    return _saved(_image(samples), "bmp")
+
+
+def _encode_gif(samples: Samples, picture: Picture, quality: int) -> bytes:
+    image, options = _indexed(_image(samples))
+    return _saved(image, "gif", **options)
 
 
 def _indexed(image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
@@ -223,173 +722,26 @@ def _indexed(image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
     return indexed, {"transparency": 255}
 
 
-def _screen_png(data: bytes) -> bytes:
-    """The chunks that matter, each sum checked: text and what trails is dropped, as are a broken profile or EXIF."""
-    kept, position, kind = [data[:8]], 8, b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        chunk = data[position : position + length + 12]
-        position += length + 12
-        body = chunk[8:-4]
-        sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS") and not sound:
-            raise ImageError(f"the png picture's {kind.decode()} part is damaged or cut short: send an unharmed copy")
-        if kind == b"IHDR" and body[8] == 16 and body[9] != 0:
-            raise ImageError("the picture has 16-bit colour; only 8-bit colour is read: save it with 8 bits")
-        if kind == b"acTL" and sound:
-            _refuse_frames(int.from_bytes(body[:4], "big"))
-        useful = kind in (b"tRNS", b"eXIf") or (kind == b"iCCP" and _inflates(body))
-        if kind[0] < ord("a") or (sound and useful):  # a capital begins the name of a chunk that no decoder may skip
-            kept.append(chunk)
-    return b"".join(kept)
-
-
-def _inflates(profile: bytes) -> bool:
-    """Whether an iCCP chunk unpacks to something Pillow takes: it fails the whole picture otherwise."""
-    stream = zlib.decompressobj()
-    try:
-        stream.decompress(profile.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
-    except zlib.error:
-        return False
-    return stream.eof
-
-
-def _screen_jpeg(data: bytes) -> bytes:
-    """Counts scans, as the decoder will meet them: segment by segment, then on to the next marker."""
-    position = scans = 0
-    while marker := SEGMENT.search(data, position):
-        if marker[0] == b"\xff\xd9":
-            break
-        scans += marker[0] == b"\xff\xda"
-        if scans > MAX_SCANS:
-            raise ImageError(f"the jpeg picture has more than {MAX_SCANS} scans: save it anew, not progressive")
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return data
-
-
-def _screen_tiff(data: bytes) -> bytes:
-    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2:3] == b"+" else 8])
-    file = io.BytesIO(data)
-    file.seek(directory.next)
-    directory.load(file)
-    bits, kinds = set(directory.get(258, (1,))), set(directory.get(339, (1,)))  # BitsPerSample, SampleFormat
-    if kinds != {1}:
-        raise ImageError("the picture's samples are floats or signed; they must be unsigned: save it with 8 bits")
-    if bits == {16} and directory.get(277, 1) > 1:
-        raise ImageError("the picture has 16-bit colour; only 8-bit colour is read: save it with 8 bits")
-    if not (bits <= {1, 2, 4, 8} or bits == {16}):
-        raise ImageError(f"the picture has {max(bits)} bits a sample; it must have 1, 2, 4, 8 or, grey, 16: save it so")
-    return data
-
-
-def _screen_avif(data: bytes) -> bytes:
-    box = data.find(b"av1C")  # the decoder's configuration; 0x40 in its third byte is high_bitdepth
-    if box >= 0 and data[box + 6 : box + 7] and data[box + 6] & 0x40:
-        raise ImageError("the avif picture has more than 8 bits a sample; only 8 are read: save it with 8 bits")
-    return data
-
-
-def _open_avif(file: io.BytesIO) -> AvifImageFile:
-    """Opens again without EXIF what does not open with it: the decoder fails the whole picture for a broken block."""
-    try:
-        return AvifImageFile(file)
-    except Exception:
-        return AvifImageFile(io.BytesIO(file.getvalue().replace(b"Exif", b"none")))
-
-
-def _upright(exif: Any) -> tuple[int, bytes | None]:
-    """The orientation that EXIF tells, and the block with it reset in place, so that every other byte stays."""
-    if not isinstance(exif, bytes):
-        return 1, None
-    block, orientation = bytearray(b"Exif\0\0" + exif.removeprefix(b"Exif\0\0")), 1
-    try:
-        order = {b"II*\0": "<", b"MM\0*": ">"}[bytes(block[6:10])]
-        directory = 6 + struct.unpack_from(order + "I", block, 10)[0]
-        for index in range(struct.unpack_from(order + "H", block, directory)[0]):
-            entry = directory + 2 + 12 * index
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", block, entry)
-            if tag == 0x0112:
-                orientation = value if kind == 3 else 1  # SHORT, as the standard has it
-                struct.pack_into(order + "HHIHH", block, entry, tag, 3, 1, 1, 0)
-    except (KeyError, struct.error):
-        return 1, None
-    return orientation, bytes(block)
-
-
-def _profile(icc: Any, grey: bool) -> bytes | None:
-    """An ICC profile that is whole and speaks of these pixels, or none."""
-    if not isinstance(icc, bytes) or len(icc) < 128 or icc[36:40] != b"acsp":
-        return None
-    fits = int.from_bytes(icc[:4], "big") <= len(icc) and icc[16:20] in ((b"RGB ", b"GRAY") if grey else (b"RGB ",))
-    return icc if fits else None
-
-
-def _tags(exif: Image.Exif) -> Image.Exif:
-    """The tags that tell of the photograph, none of those that lay out a TIFF file."""
-    described = Image.Exif()
-    # description, make, model, resolution, software, date, artist, copyright; then the EXIF and GPS directories
-    for tag in (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432):
-        if tag in exif:
-            described[tag] = exif[tag]
-    for tag in (34665, 34853):
-        if directory := {key: value for key, value in exif.get_ifd(tag).items() if key != 0xA005}:  # a bare offset
-            described.get_ifd(tag).update(directory)
-            described[tag] = directory
-    return described
-
-
-def _exif_from_tiff(image: Image.Image) -> bytes | None:
-    try:
-        tags = _tags(image.getexif())
-        return tags.tobytes() if len(tags) else None
-    except Exception:  # a broken block is dropped, whatever Pillow says of it
-        return None
-
-
-def _exif_to_tiff(block: bytes) -> dict[str, Any]:
-    exif = Image.Exif()
-    exif.load(block)
-    return {"tiffinfo": _tags(exif), "compression": "raw"}  # libtiff, which compresses, loses the EXIF directory
-
-
-def _exif_block(block: bytes) -> dict[str, Any]:
-    return {"exif": block}
-
-
-def _webp_options(quality: int, grey: bool) -> dict[str, Any]:
-    lossless = quality == 100  # for which the encoder's own quality means effort instead
-    return {"quality": 0 if lossless else quality, "lossless": lossless, "method": 0, "exact": True}
-
-
-# Options chosen by time on photographs, two cores, seconds a megapixel: png level 1 0.065 (6: 0.20), tiff lzw with
-# predictor 0.03 (deflate: 0.15), webp method 0 0.03 (4: 0.10), avif speed 9 0.04 (6: 0.31), jpeg 0.004.
+# Options chosen by time on photographs, seconds a megapixel: png by libvips at level 2 with filter `up` 0.022 (Pillow's level 1: 0.064),
+# tiff deflate level 1 with differences 0.04, webp method 0 0.03 (4: 0.10), avif speed 9 0.04 (6: 0.31), jpeg 0.004.
 # fmt: off
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format("png", "image/png", (".png",), re.compile(rb"\x89PNG\r\n\x1a\n"),
-               _screen_png, PngImagePlugin.PngImageFile,
-               lambda quality, grey: {"compress_level": 1}, _exif_block, max_side=2**31 - 1, deep=True),
+               _open_png, _encode_png, max_side=2**31 - 1, depth=16),
         Format("jpeg", "image/jpeg", (".jpg", ".jpeg", ".jpe"), re.compile(rb"\xff\xd8\xff"),
-               _screen_jpeg, JpegImageFile,
-               lambda quality, grey: {"quality": quality, "subsampling": 0}, _exif_block, max_side=65_500, alpha=False),
+               _open_jpeg, _encode_jpeg, max_side=65_500, alpha=False),
         Format("webp", "image/webp", (".webp",), re.compile(rb"RIFF....WEBP", re.DOTALL),
-               bytes, WebPImageFile,
-               _webp_options, _exif_block, max_side=16_383),
-        Format("tiff", "image/tiff", (".tif", ".tiff"), re.compile(rb"II[*+]\0|MM\0\*"),
-               _screen_tiff, TiffImagePlugin.TiffImageFile,
-               lambda quality, grey: {"compression": "tiff_lzw", "tiffinfo": {317: 2}}, _exif_to_tiff,  # 317: Predictor
-               max_side=2**31 - 1, deep=True),
+               lambda data, limits: _pillow("webp", data, WebPImageFile, limits), _encode_webp, max_side=16_383),
+        Format("tiff", "image/tiff", (".tif", ".tiff"), re.compile(rb"II[*+]\0|MM\0[*+]"),
+               _open_tiff, _encode_tiff, max_side=2**31 - 1, depth=32),
         Format("bmp", "image/bmp", (".bmp",), re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
-               bytes, BmpImageFile,
-               lambda quality, grey: {}, None, max_side=2**31 - 1, alpha=False),
+               lambda data, limits: _pillow("bmp", data, BmpImageFile, limits), _encode_bmp, max_side=2**31 - 1, alpha=False),
         Format("gif", "image/gif", (".gif",), re.compile(rb"GIF8[79]a"),
-               bytes, GifImageFile,
-               lambda quality, grey: {}, None, max_side=65_535),
+               _open_gif, _encode_gif, max_side=65_535),
         Format("avif", "image/avif", (".avif",), re.compile(rb"....ftyp(?:.{4}){0,32}?avi[fs]", re.DOTALL),
-               _screen_avif, _open_avif,
-               lambda quality, grey: {"quality": quality, "speed": 9, "subsampling": "4:0:0" if grey else "4:4:4"},
-               _exif_block, max_side=65_536),
+               _open_avif, _encode_avif, max_side=65_536),
     )
     if form.name != "avif" or features.check("avif")
 }

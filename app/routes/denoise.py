@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
+import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import (
     AfterValidator,
@@ -19,12 +20,15 @@ from pydantic import (
 )
 from starlette.datastructures import UploadFile
 
+from app.accept import choose
 from app.errors import (
     BadRequest,
     Busy,
     Invalid,
+    NotAcceptable,
     NotReady,
     PictureRefused,
+    TimedOut,
     TooLarge,
     UnknownModel,
     UnsupportedMedia,
@@ -32,7 +36,7 @@ from app.errors import (
 )
 from app.limits import KeepGoing
 from app.models import Taker
-from app.state import ModelsNow, SettingsNow, WorkersNow
+from app.state import MetricsNow, ModelsNow, SettingsNow, WorkersNow
 from core import Cancelled, Denoiser, images
 
 STEPS = 255
@@ -75,6 +79,10 @@ class Wishes(BaseModel):
         json_schema_extra={"enum": [*images.FORMATS]},
     )
     quality: int | None = Field(default=None, ge=1, le=100, description="Quality of lossy formats.")
+    metadata: Literal["keep", "strip", "safe"] = Field(
+        default="keep",
+        description="`keep` EXIF, XMP and IPTC; `safe`: without what tells the place; `strip`: none but the colour profile.",
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ class Cleaned:
     sigma: float  # [0, 1] image units
     denoiser: Denoiser
     reason: str
+    dropped: list[str]  # what is not as it came
+    pixels: int
     seconds: dict[str, float]
 
 
@@ -145,7 +155,9 @@ _ANSWER: dict[str, Any] = {
         "X-Clearfold-Model": _header("The model used.", "gaussian"),
         "X-Clearfold-Reason": _header("Why it was used.", "white noise: 24.9 of 255 at full size, 25.1 by half size"),
         "X-Clearfold-Device": _header("Where it ran.", "cpu"),
+        "X-Clearfold-Dropped": _header("What is not as it came, if anything.", "exif (bmp holds none)"),
         "Server-Timing": _header("Milliseconds of each stage.", "decode;dur=4.1, denoise;dur=310.0, encode;dur=9.7"),
+        "Vary": _header("The format may depend on this.", "Accept"),
         "Content-Disposition": _header("A name for the file.", "inline; filename*=UTF-8''cat-denoised.png"),
     },
 }
@@ -159,7 +171,9 @@ router = APIRouter(tags=["pictures"])
     response_class=Response,
     responses={
         200: _ANSWER,
-        **problem_responses(BadRequest, UnknownModel, TooLarge, UnsupportedMedia, Invalid, PictureRefused, Busy, NotReady),
+        **problem_responses(
+            BadRequest, UnknownModel, NotAcceptable, TimedOut, TooLarge, UnsupportedMedia, Invalid, PictureRefused, Busy, NotReady
+        ),
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
@@ -170,15 +184,34 @@ async def denoise(
     settings: SettingsNow,
     models: ModelsNow,
     workers: WorkersNow,
+    metrics: MetricsNow,
 ) -> Response:
-    """Send a picture, get it back without its noise, in the format in which it came."""
+    """Send a picture, get it back without its noise, in the format in which it came if `Accept` allows it."""
     take = models.taker(wishes.model)
-    cleaned = await workers.run(request, lambda keep_going: _clean(upload.data, wishes, take, settings.max_pixels, keep_going))
+    limits = settings.limits()
+    stack = await anyio.to_thread.run_sync(images.open, upload.data, limits)  # looks at the header, beside the workers
+    if stack.count > 1:
+        raise PictureRefused(f"the file holds {stack.count} frames; it must hold 1: save the one you want as its own file")
+    format = wishes.format or _acceptable(request.headers.get("accept"), stack.format)
+    cleaned = await workers.run(request, lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
+    for stage, seconds in cleaned.seconds.items():
+        metrics.stages.labels(stage).observe(seconds)
+    metrics.pictures.labels(stack.format).inc(stack.count)
+    metrics.pixels.labels(cleaned.denoiser.name).inc(cleaned.pixels)
     return _respond(cleaned, upload.name)
 
 
-def _clean(data: bytes, wishes: Wishes, take: Taker, max_pixels: int, keep_going: KeepGoing) -> Cleaned:
-    """Bytes to bytes; runs in a worker's thread."""
+def _acceptable(accept: str | None, own: str) -> str:
+    """The format to answer in when none is asked for by name."""
+    types = {form.media_type: form.name for form in images.FORMATS.values()}
+    chosen = choose(accept, images.FORMATS[own].media_type, list(types))
+    if chosen is None:
+        raise NotAcceptable(f"Accept = {accept!r}: none of it can be written here: ask for one of {', '.join(types)}, or for */*.")
+    return types[chosen]
+
+
+def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_going: KeepGoing) -> Cleaned:
+    """A file to a file; runs in a worker's thread."""
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], T]) -> T:
@@ -190,15 +223,21 @@ def _clean(data: bytes, wishes: Wishes, take: Taker, max_pixels: int, keep_going
         return result
 
     def clean() -> tuple[images.Picture, float, Denoiser, str]:
-        denoiser, reason = take(noisy.pixels)
-        sigma = wishes.sigma / STEPS if wishes.sigma != "auto" else None if denoiser.blind else denoiser.estimate(noisy.pixels)
-        pixels = denoiser(noisy.pixels, sigma, wishes.strength, keep_going)
-        return noisy.with_pixels(pixels), denoiser.found(noisy.pixels, pixels) if sigma is None else sigma, denoiser, reason
+        seen = noisy.visible()
+        part = noisy.opaque(seen)
+        denoiser, reason = take(part)
+        sigma = wishes.sigma / STEPS if wishes.sigma != "auto" else None if denoiser.blind else denoiser.estimate(part)
+        if sigma == 0 or wishes.strength == 0:
+            return noisy, sigma or 0.0, denoiser, reason
+        clean = denoiser(seen, sigma, wishes.strength, keep_going)
+        return noisy.denoised(clean), denoiser.found(seen, clean) if sigma is None else sigma, denoiser, reason
 
-    noisy = timed("decode", lambda: images.read(data, max_pixels))
+    noisy = timed("decode", lambda: next(stack.frames(keep_going))).with_metadata(wishes.metadata)
     picture, sigma, denoiser, reason = timed("denoise", clean)
-    encoded = timed("encode", lambda: images.write(picture, wishes.format, wishes.quality))
-    return Cleaned(encoded, wishes.format or picture.format, sigma, denoiser, reason, seconds)
+    encoded = timed("encode", lambda: images.write(picture, format, wishes.quality))
+    dropped = [f"broken {name}" for name in picture.metadata.broken] + [*picture.changed, *images.lost(picture, format)]
+    pixels = picture.samples.shape[0] * picture.samples.shape[1]
+    return Cleaned(encoded, format, sigma, denoiser, reason, dropped, pixels, seconds)
 
 
 def _respond(cleaned: Cleaned, upload_name: str) -> Response:
@@ -215,6 +254,7 @@ def _respond(cleaned: Cleaned, upload_name: str) -> Response:
             "X-Clearfold-Device": str(cleaned.denoiser.device),
             "Server-Timing": ", ".join(f"{stage};dur={1000 * s:.1f}" for stage, s in cleaned.seconds.items()),
             "Content-Disposition": f"inline; filename*=UTF-8''{name}",
-            "X-Content-Type-Options": "nosniff",
+            "Vary": "Accept",
+            **({"X-Clearfold-Dropped": ", ".join(cleaned.dropped)} if cleaned.dropped else {}),
         },
     )

@@ -1,12 +1,13 @@
-"""GET /livez and /readyz, for whoever runs the service. Neither waits behind a picture."""
+"""GET /livez, /readyz and /metrics, for whoever runs the service. None waits behind a picture."""
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from app.errors import NotReady, problem_responses
-from app.state import ModelsNow
+from app.metrics import MEDIA_TYPE
+from app.state import MetricsNow, ModelsNow
 
 
 class Live(BaseModel):
@@ -32,3 +33,13 @@ async def livez() -> Live:
 async def readyz(models: ModelsNow) -> Ready:
     denoiser = models[None]
     return Ready(device=str(denoiser.device), dtype=str(denoiser.dtype).removeprefix("torch."), model=denoiser.name)
+
+
+@router.get(
+    "/metrics",
+    summary="What was done, in Prometheus' format",
+    response_class=Response,
+    responses={200: {"description": "Counts and gauges.", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+)
+async def metrics(metrics: MetricsNow) -> Response:
+    return Response(metrics.text(), media_type=MEDIA_TYPE)

@@ -18,6 +18,7 @@ from toys import DEADLINE_SECONDS, noise, wait_for
 from typer.testing import CliRunner
 
 from app import cli
+from app.server import Protocol
 from app.settings import Settings
 from core import kernels, networks, weights
 
@@ -405,8 +406,16 @@ def test_serve_starts_the_server_as_told(clearfold: Clearfold, monkeypatch: pyte
     monkeypatch.setenv("CLEARFOLD_PORT", "9000")
     monkeypatch.setenv("CLEARFOLD_HOST", "0.0.0.0")
     said = clearfold("serve", "--port", "9001", "--device", "cpu")
+    assert said.status == 1
+    assert said.err.startswith(
+        "clearfold: host = '0.0.0.0' is reached from other machines, and no API keys are set: set CLEARFOLD_API_KEYS"
+    )
+    assert served == {}
+    monkeypatch.setenv("CLEARFOLD_OPEN_TO_ANYONE", "true")
+    said = clearfold("serve", "--port", "9001", "--device", "cpu")
     assert said.status == 0
-    assert served == {"host": "0.0.0.0", "port": 9001, "app": "Clearfold"}
+    assert (served["host"], served["port"], served["app"]) == ("0.0.0.0", 9001, "Clearfold")
+    assert issubclass(served["http"], Protocol)
     assert "lively on cpu in " in said.err
     assert "same on cpu in " in said.err
 

@@ -8,7 +8,8 @@ from anyio import wait_all_tasks_blocked
 from starlette.requests import ClientDisconnect, Request
 from toys import DEADLINE_SECONDS
 
-from app.errors import Busy, TooLarge
+from app.errors import Busy, TimedOut, TooLarge
+from app.limits import Body as Limit
 from app.limits import BodyLimit, Workers
 
 
@@ -31,7 +32,12 @@ async def read_body(scope, receive, send):
 def limited(body: Body, path: str = "/denoise", **headers: str) -> None:
     scope = {"type": "http", "method": "POST", "path": path}
     scope["headers"] = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    anyio.run(BodyLimit(read_body, {"/denoise": ("max_upload_bytes", 10)}), scope, body.receive, None)
+    anyio.run(bounded(read_body), scope, body.receive, None)
+
+
+def bounded(app, held: int = 1000, silence: float = 60, receive: float = 60) -> BodyLimit:
+    limits = {"/denoise": Limit("max_upload_bytes", 10, held=True)}
+    return BodyLimit(app, limits, Limit("max_other_bytes", 20), held, silence, receive)
 
 
 def test_a_body_of_exactly_the_limit_is_let_through():
@@ -54,8 +60,70 @@ def test_nothing_is_taken_of_a_body_that_says_it_is_too_large():
     assert body.taken == 0
 
 
-def test_a_path_without_a_limit_has_none():
+def test_every_other_path_has_a_limit_too():
     limited(Body(b"more than ten bytes"), path="/elsewhere", content_length="19")
+    with pytest.raises(TooLarge, match="max_other_bytes = 20"):
+        limited(Body(b"more than twenty bytes"), path="/elsewhere")
+
+
+def test_bodies_in_memory_are_counted_over_all_requests_until_they_are_answered():
+    scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": []}
+
+    async def scene():
+        arrived, answered = anyio.Event(), anyio.Event()
+
+        async def app(scope, receive, send):
+            await receive()
+            arrived.set()
+            await answered.wait()
+
+        limit = bounded(app, held=10)
+        async with anyio.create_task_group() as group:
+            group.start_soon(limit, scope, Body(b"12345").receive, None)
+            await arrived.wait()
+            with pytest.raises(Busy, match="max_held_bytes = 10"):
+                await limit(scope, Body(b"123456").receive, None)
+            answered.set()
+        await limit(scope, Body(b"1234567890").receive, None)
+
+    anyio.run(scene)
+
+
+@pytest.mark.parametrize(
+    ("silence", "receive", "words"),
+    [(0.01, 60, "max_silence_seconds = 0.01"), (60, 0.01, "max_receive_seconds = 0.01")],
+)
+def test_a_body_that_does_not_come_is_not_waited_for(silence, receive, words):
+    async def nothing():
+        await anyio.sleep_forever()
+
+    scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": []}
+    with pytest.raises(TimedOut, match=f"within {words}: send it again"):
+        anyio.run(bounded(read_body, silence=silence, receive=receive), scope, nothing, None)
+
+
+def test_a_body_that_has_come_is_followed_by_a_wait_without_end():
+    scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": []}
+
+    async def scene():
+        body, left = Body(b"12345"), anyio.Event()
+
+        async def receive():
+            if not body.taken:
+                return await body.receive()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def app(scope, receive, send):
+            await receive()
+            with anyio.move_on_after(0.1):
+                await receive()
+            left.set()
+            assert (await receive())["type"] == "http.disconnect"
+
+        await bounded(app, silence=0.01, receive=0.02)(scope, receive, None)
+
+    anyio.run(scene)
 
 
 def still_here() -> Request:
@@ -86,6 +154,20 @@ def test_pictures_wait_up_to_the_limit_and_one_more_is_refused():
         return await workers.run(still_here(), lambda going: "done")
 
     assert anyio.run(scene) == "done"
+
+
+def test_pixels_wait_up_to_the_limit_but_a_picture_alone_is_always_let_in():
+    async def scene():
+        workers, gate = Workers(1, max_queued_pictures=9, max_queued_pixels=100), threading.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.run, still_here(), lambda going: gate.wait(DEADLINE_SECONDS), 150)
+            await wait_all_tasks_blocked()
+            with pytest.raises(Busy, match=r"^150 pixels are waiting or worked on, and max_queued_pixels = 100: try again in"):
+                await workers.run(still_here(), lambda going: None, 1)
+            gate.set()
+        assert (workers.pixels, workers.admitted) == (0, 0)
+
+    anyio.run(scene)
 
 
 def test_never_more_threads_work_than_there_are_workers():

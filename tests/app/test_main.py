@@ -10,6 +10,7 @@ from toys import Toy, encoded, noise
 from app import __version__
 from app.errors import PROBLEM_JSON, UnknownModel
 from app.main import WEB, create_app
+from app.metrics import MEDIA_TYPE
 from app.settings import Settings
 from core import WeightsError, images
 
@@ -59,7 +60,7 @@ def answers(schema):
 
 def test_the_schema_names_the_service_and_its_doors(schema):
     assert (schema["info"]["title"], schema["info"]["version"]) == ("Clearfold", __version__)
-    assert set(schema["paths"]) == {"/denoise", "/train", "/train/{id}", "/models", "/livez", "/readyz"}
+    assert set(schema["paths"]) == {"/denoise", "/train", "/train/{id}", "/models", "/livez", "/readyz", "/metrics"}
 
 
 def test_every_answer_is_described_with_its_content_type_and_an_example(schema):
@@ -68,6 +69,8 @@ def test_every_answer_is_described_with_its_content_type_and_an_example(schema):
         types = set(answer["content"])
         if door == "post /denoise" and status == "200":
             assert types == pictures
+        elif door == "get /metrics" and status == "200":
+            assert types == {MEDIA_TYPE}
         elif status.startswith("2"):
             assert types == {"application/json"}, door
             assert shows(schema, answer["content"]["application/json"]["schema"]), door

@@ -36,6 +36,8 @@ class Toy:
 
     def __call__(self, pixels: Tensor, sigma: float | None, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> Tensor:
         self.asked.append((sigma, strength))
+        if not pixels.is_floating_point():
+            pixels = pixels.float() / torch.iinfo(pixels.dtype).max
         return pixels if self._work is None else self._work(pixels, sigma, keep_going)
 
 

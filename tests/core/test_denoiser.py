@@ -221,7 +221,27 @@ def test_the_result_lies_between_0_and_1(denoiser: Denoiser) -> None:
     assert clean.max() == 1
 
 
-SHAPE = "a picture is floats in [0, 1] of shape (H, W, 3)"
+@pytest.mark.parametrize(("kind", "steps"), [(torch.uint8, 255), (torch.uint16, 65535)])
+@pytest.mark.parametrize("band", [64, 3072])
+def test_integers_come_back_as_integers_rounded_once(denoiser: Denoiser, kind: torch.dtype, steps: int, band: int) -> None:
+    noisy = photo(61, 150).mul(steps).round().to(kind)
+    clean = denoiser(noisy, SIGMA, band=band)
+    of_floats = denoiser(noisy.float() / steps, SIGMA, band=band)
+    assert clean.dtype == kind
+    assert torch.equal(clean, of_floats.mul(steps).round().to(kind))
+    assert torch.equal(denoiser(noisy, SIGMA, strength=0), noisy)
+    assert denoiser.estimate(noisy) == denoiser.estimate(noisy.float() / steps)
+
+
+def test_a_grey_picture_of_one_channel_gives_the_mean_of_what_three_equal_ones_give(denoiser: Denoiser) -> None:
+    noisy = photo(40, 33)[..., :1]
+    clean = denoiser(noisy, SIGMA)
+    assert clean.shape == (40, 33, 1)
+    torch.testing.assert_close(clean, denoiser(noisy.expand(-1, -1, 3), SIGMA).mean(-1, keepdim=True), atol=1e-6, rtol=0)
+    assert denoiser.estimate(noisy) == denoiser.estimate(noisy.expand(-1, -1, 3))
+
+
+SHAPE = "a picture is floats in [0, 1], uint8 or uint16, of shape (H, W, 3) or, in grey, (H, W, 1)"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +252,7 @@ SHAPE = "a picture is floats in [0, 1] of shape (H, W, 3)"
         (torch.zeros(4, 5, 4), f"pixels are torch.float32 of shape (4, 5, 4): {SHAPE}"),
         (torch.zeros(1, 4, 5, 3), f"pixels are torch.float32 of shape (1, 4, 5, 3): {SHAPE}"),
         (torch.zeros(0, 5, 3), f"pixels are torch.float32 of shape (0, 5, 3): {SHAPE}"),
-        (torch.zeros(4, 5, 3, dtype=torch.uint8), f"pixels are torch.uint8 of shape (4, 5, 3): {SHAPE}"),
+        (torch.zeros(4, 5, 3, dtype=torch.int32), f"pixels are torch.int32 of shape (4, 5, 3): {SHAPE}"),
         (torch.full((4, 5, 3), torch.nan), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),
         (torch.full((4, 5, 3), torch.inf), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),
     ],

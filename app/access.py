@@ -1,0 +1,120 @@
+"""Who may ask for what: API keys with scopes, and what a service that has none keeps shut. Knows no picture and no model.
+
+A key is 32 random bytes, so one SHA-256 of it is as good as any slow hash, and that is all that is kept. With no keys everything is open
+to whoever reaches the port, which is why the service then listens on loopback only; asked by name to be open to anyone, it denoises, and
+training and changes to models stay off.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.datastructures import Headers
+
+from app.errors import Forbidden, Problem, Unauthorized
+from app.settings import Settings
+
+Scope = Literal["denoise", "train", "admin"]
+SCOPES: tuple[Scope, ...] = ("denoise", "train", "admin")
+HASHED = re.compile(r"sha256\$([0-9a-f]{64})")
+MIN_KEY_CHARACTERS = 24
+
+OPEN = re.compile(r"/|/docs|/web/.*|/openapi\.json|/favicon\.ico|/livez|/readyz")
+SCOPED: tuple[tuple[str, re.Pattern[str], Scope], ...] = (
+    (".*", re.compile(r"/denoise(/.*)?"), "denoise"),
+    ("GET|HEAD", re.compile(r"/models(/.*)?"), "denoise"),
+    (".*", re.compile(r"/train(/.*)?"), "train"),
+)
+"""Methods, paths, and the scope that they need. What is not listed here, and not open, needs `admin`."""
+
+
+class AccessError(ValueError):
+    """The service must not start like this; the text says what to set."""
+
+
+@dataclass(frozen=True)
+class Key:
+    digest: bytes
+    scopes: frozenset[str]
+
+
+class Access:
+    """The keys of this run of the service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.keys = [_key(entry) for entry in settings.api_keys.replace(",", " ").split()]
+        self.public = not self.keys and settings.open_to_anyone
+        if not self.keys and not self.public and not _is_loopback(settings.host):
+            raise AccessError(
+                f"host = '{settings.host}' is reached from other machines, and no API keys are set: set CLEARFOLD_API_KEYS "
+                "(`clearfold key` makes one), or CLEARFOLD_OPEN_TO_ANYONE=true to denoise for anyone, with training off"
+            )
+
+    def refusal(self, method: str, path: str, headers: Headers) -> Problem | None:
+        """Why this request is not let in, or None."""
+        if OPEN.fullmatch(path):
+            return None
+        needed = scope_of(method, path)
+        if not self.keys:
+            if headers.get("sec-fetch-site") in ("cross-site", "same-site") and method not in ("GET", "HEAD"):
+                return Forbidden(
+                    "Another site asks through a browser, and no API keys are set: ask from the service's own page, or set keys."
+                )
+            if self.public and needed != "denoise" and path != "/metrics":
+                return Forbidden(f"{path} needs an API key of scope '{needed}', and none are set here: see CLEARFOLD_API_KEYS.")
+            return None
+        given = _given(headers)
+        if given is None:
+            return Unauthorized(
+                "An API key is needed: send it as 'Authorization: Bearer KEY', or as 'X-API-Key: KEY'.", {"WWW-Authenticate": "Bearer"}
+            )
+        digest, found = hashlib.sha256(given.encode()).digest(), None
+        for key in self.keys:  # all of them, so that time tells nothing
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        if found is None:
+            return Unauthorized("The API key is not known here: check it.", {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        if needed not in found.scopes:
+            return Forbidden(f"{method} {path} needs a key of scope '{needed}', and this one has {', '.join(sorted(found.scopes))}.")
+        return None
+
+
+def scope_of(method: str, path: str) -> Scope:
+    return next((scope for methods, paths, scope in SCOPED if re.fullmatch(methods, method) and paths.fullmatch(path)), "admin")
+
+
+def new_key() -> tuple[str, str]:
+    """A key, and the entry of CLEARFOLD_API_KEYS that knows it without being it."""
+    key = secrets.token_urlsafe(32)
+    return key, f"sha256${hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _key(entry: str) -> Key:
+    """`KEY`, `KEY:denoise+train` or `sha256$DIGEST:admin`; every scope if none is named."""
+    secret, _, named = entry.partition(":")
+    scopes = frozenset(named.split("+")) if named else frozenset(SCOPES)
+    if unknown := scopes - set(SCOPES):
+        raise AccessError(f"CLEARFOLD_API_KEYS names the scope '{min(unknown)}': there are {', '.join(SCOPES)}")
+    if hashed := HASHED.fullmatch(secret):
+        return Key(bytes.fromhex(hashed[1]), scopes)
+    if len(secret) < MIN_KEY_CHARACTERS:
+        raise AccessError(
+            f"CLEARFOLD_API_KEYS holds a key of {len(secret)} characters, and {MIN_KEY_CHARACTERS} are needed: `clearfold key` makes one"
+        )
+    return Key(hashlib.sha256(secret.encode()).digest(), scopes)
+
+
+def _given(headers: Headers) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else headers.get("x-api-key")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,129 @@
+"""Who is let in, and what stays shut."""
+
+import hashlib
+
+import pytest
+from starlette.datastructures import Headers
+from toys import Toy, encoded, noise
+
+from app.access import Access, AccessError, new_key, scope_of
+from app.errors import PROBLEM_JSON
+from app.settings import Settings
+
+KEY, OTHER = "k" * 32, "o" * 32
+PNG = encoded(noise())
+
+
+def access(keys: str = "", **settings) -> Access:
+    return Access(Settings(api_keys=keys, **settings))
+
+
+def asked(gate: Access, method: str, path: str, **headers: str) -> int | None:
+    refusal = gate.refusal(method, path, Headers({name.replace("_", "-"): value for name, value in headers.items()}))
+    return None if refusal is None else refusal.status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("POST", "/denoise", "denoise"),
+        ("POST", "/denoise/batch", "denoise"),
+        ("GET", "/models", "denoise"),
+        ("GET", "/models/gaussian", "denoise"),
+        ("DELETE", "/models/gaussian", "admin"),
+        ("PATCH", "/models/gaussian", "admin"),
+        ("POST", "/train", "train"),
+        ("GET", "/train/9b1c", "train"),
+        ("GET", "/metrics", "admin"),
+        ("GET", "/denoiser", "admin"),
+        ("POST", "/whatever/comes", "admin"),
+    ],
+)
+def test_every_door_has_a_scope_and_an_unknown_one_the_highest(method, path, scope):
+    assert scope_of(method, path) == scope
+
+
+def test_a_key_opens_the_doors_of_its_scopes_and_no_other():
+    gate = access(f"{KEY}:denoise,{OTHER}:train+admin")
+    assert asked(gate, "POST", "/denoise", authorization=f"Bearer {KEY}") is None
+    assert asked(gate, "POST", "/denoise", x_api_key=KEY) is None
+    assert asked(gate, "POST", "/train", authorization=f"Bearer {KEY}") == 403
+    assert asked(gate, "POST", "/train", authorization=f"bearer {OTHER}") is None
+    assert asked(gate, "POST", "/denoise", authorization=f"Bearer {OTHER}") == 403
+    assert asked(gate, "GET", "/metrics", authorization=f"Bearer {OTHER}") is None
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer"}, {"authorization": "Basic " + KEY}, {"authorization": "Bearer " + KEY[1:]}]
+)
+def test_without_a_known_key_no_door_opens(headers):
+    assert asked(access(KEY), "POST", "/denoise", **headers) == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/web/style.css", "/openapi.json", "/favicon.ico", "/livez", "/readyz"])
+def test_pages_and_health_are_open_to_everyone(path):
+    assert asked(access(KEY), "GET", path) is None
+
+
+def test_a_key_may_be_given_by_its_hash_alone():
+    key, entry = new_key()
+    assert entry == f"sha256${hashlib.sha256(key.encode()).hexdigest()}"
+    gate = access(entry)
+    assert asked(gate, "POST", "/train", authorization=f"Bearer {key}") is None
+    assert asked(gate, "POST", "/train", authorization=f"Bearer {entry}") == 401
+
+
+def test_no_key_is_kept_or_shown():
+    settings = Settings(api_keys=KEY)
+    assert KEY not in repr(settings)
+    assert KEY not in repr(vars(Access(settings)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("short", "holds a key of 5 characters, and 24 are needed"),
+        (f"{KEY}:root", "names the scope 'root': there are denoise, train, admin"),
+    ],
+)
+def test_a_key_against_the_rules_stops_the_start(keys, words):
+    with pytest.raises(AccessError, match=words):
+        access(keys)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "127.0.0.2", "localhost"])
+def test_without_keys_the_service_may_listen_on_loopback(host):
+    gate = access(host=host)
+    assert asked(gate, "POST", "/train") is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
+def test_without_keys_it_listens_nowhere_else_unless_asked_by_name_and_then_only_denoises(host):
+    with pytest.raises(AccessError, match="set CLEARFOLD_API_KEYS"):
+        access(host=host)
+    assert access(KEY, host=host).keys
+    gate = access(host=host, open_to_anyone=True)
+    assert asked(gate, "POST", "/denoise") is None
+    assert asked(gate, "GET", "/models") is None
+    assert asked(gate, "POST", "/train") == 403
+    assert asked(gate, "DELETE", "/models/gaussian") == 403
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_without_keys_no_other_site_may_change_anything_through_a_browser(site):
+    assert asked(access(), "POST", "/train", sec_fetch_site=site) == 403
+    assert asked(access(), "GET", "/models", sec_fetch_site=site) is None
+    assert asked(access(), "POST", "/train", sec_fetch_site="same-origin") is None
+    assert asked(access(KEY), "POST", "/train", sec_fetch_site=site, authorization=f"Bearer {KEY}") is None
+
+
+def test_a_refusal_has_the_one_shape_and_names_the_way_in(serve):
+    with serve(Toy(), api_keys=f"{KEY}:denoise") as client:
+        refused = client.post("/denoise", content=PNG)
+        assert (refused.status_code, refused.headers["content-type"]) == (401, PROBLEM_JSON)
+        assert refused.headers["WWW-Authenticate"] == "Bearer"
+        assert refused.json()["instance"] == "/denoise"
+        assert client.post("/denoise", content=PNG, headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+        forbidden = client.post("/train", headers={"Authorization": f"Bearer {KEY}"})
+    assert forbidden.status_code == 403
+    assert forbidden.json()["detail"] == "POST /train needs a key of scope 'train', and this one has denoise."

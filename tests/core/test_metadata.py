@@ -1,0 +1,206 @@
+"""Every block of metadata goes from one file to another whole, and what tells the place can be left out."""
+
+import io
+import struct
+import zlib
+
+import pytest
+import torch
+from PIL import Image, ImageCms, IptcImagePlugin, TiffImagePlugin
+
+from core import images, metadata, tiff
+from core.images import Picture
+from core.metadata import Metadata
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = (
+    b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22'
+    b'-rdf-syntax-ns#"><rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="image/png"/></rdf:RDF></x:xmpmeta>'
+    b'<?xpacket end="w"?>'
+)
+PLACED = XMP.replace(b'dc:format="image/png"', b'exif:GPSLatitude="59,54N" photoshop:City="Oslo" dc:format="image/png"')
+
+
+def iptc(*datasets: tuple[int, bytes]) -> bytes:
+    return b"".join(struct.pack(">BBBH", 0x1C, 2, number, len(value)) + value for number, value in datasets)
+
+
+def exif(gps: bool = True) -> bytes:
+    tags = Image.Exif()
+    tags[0x010F] = "Maker"
+    tags[0x8298] = "Somebody"
+    tags.get_ifd(0x8769).update({0x829A: TiffImagePlugin.IFDRational(1, 250), 0x927C: b"maker's own secret", 0x9003: "2026:01:02 03:04:05"})
+    if gps:
+        tags.get_ifd(0x8825).update({1: "N", 2: (59.0, 54.0, 30.0), 3: "E", 4: (10.0, 45.0, 0.0)})
+    return tags.tobytes()
+
+
+ALL = Metadata(icc=ICC, exif=exif(), xmp=XMP, iptc=iptc((5, b"Title"), (90, b"Oslo"), (120, b"A caption")), dpi=(300.0, 200.0))
+
+
+def picture(said: Metadata, grey: bool = False) -> Picture:
+    return Picture(torch.rand(6, 9, 1 if grey else 3, generator=torch.Generator().manual_seed(0)), grey=grey, metadata=said)
+
+
+def tags(block: bytes | None) -> dict[str, dict[int, object]]:
+    """What Pillow reads in an EXIF block."""
+    assert block is not None
+    read = Image.Exif()
+    read.load(block)
+    return {
+        "first": {tag: read[tag] for tag in (0x010F, 0x8298) if tag in read},
+        "exif": dict(read.get_ifd(0x8769)),
+        "gps": dict(read.get_ifd(0x8825)),
+    }
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "tiff"])
+def test_all_of_it_comes_back_from_a_file_that_holds_all_of_it(name: str) -> None:
+    back = images.read(images.write(picture(ALL), name)).metadata
+    assert (back.icc, back.xmp, back.iptc, back.broken) == (ALL.icc, ALL.xmp, ALL.iptc, ())
+    assert back.dpi == pytest.approx(ALL.dpi, abs=0.02)
+    assert tags(back.exif) == tags(ALL.exif)
+    if name != "tiff":
+        assert back.exif == ALL.exif
+
+
+@pytest.mark.parametrize("name", ["webp", "avif"])
+def test_what_a_format_cannot_hold_is_named(name: str) -> None:
+    back = images.read(images.write(picture(ALL), name)).metadata
+    assert (back.icc, back.exif, back.xmp, back.iptc) == (ALL.icc, ALL.exif, ALL.xmp, None)
+    assert images.lost(picture(ALL), name) == [f"iptc ({name} holds none)", f"dpi ({name} holds none)"]
+    assert images.lost(picture(ALL), "png") == []
+
+
+@pytest.mark.parametrize("first", ["png", "jpeg", "tiff"])
+@pytest.mark.parametrize("second", ["png", "jpeg", "tiff"])
+def test_it_goes_from_any_of_these_formats_to_any_other(first: str, second: str) -> None:
+    once = images.read(images.write(picture(ALL), first))
+    twice = images.read(images.write(once, second)).metadata
+    assert (twice.icc, twice.xmp, twice.iptc) == (ALL.icc, ALL.xmp, ALL.iptc)
+    assert tags(twice.exif) == tags(ALL.exif)
+
+
+def test_pillow_reads_what_was_written() -> None:
+    for name in ("png", "jpeg", "tiff", "webp"):
+        image = Image.open(io.BytesIO(images.write(picture(ALL), name)))
+        assert image.info["icc_profile"] == ICC, name
+        assert image.getexif()[0x010F] == "Maker", name
+        assert image.getexif().get_ifd(0x8769)[0x829A] == pytest.approx(1 / 250), name
+        assert image.getexif().get_ifd(0x8825)[2] == (59.0, 54.0, 30.0), name
+        packet = image.info.get("xmp") or image.tag_v2[700]  # type: ignore[attr-defined]
+        assert (packet.encode() if isinstance(packet, str) else packet) == XMP, name
+        if name in ("png", "jpeg", "tiff"):
+            assert image.info["dpi"] == pytest.approx((300, 200), abs=0.1), name
+        if name in ("jpeg", "tiff"):
+            read = IptcImagePlugin.getiptcinfo(image)
+            assert read is not None
+            assert (read[2, 5], read[2, 90]) == (b"Title", b"Oslo")
+
+
+def test_safe_leaves_out_the_place_and_keeps_the_rest() -> None:
+    safe = Metadata(icc=ICC, exif=exif(), xmp=PLACED, iptc=ALL.iptc, dpi=(72.0, 72.0)).safe()
+    assert safe.exif is not None
+    assert len(safe.exif) == len(exif())  # in place: every offset stays true
+    left, before = tags(safe.exif), tags(exif())
+    assert left["gps"] == {}
+    assert left["first"] == before["first"]
+    assert left["exif"] == {tag: value for tag, value in before["exif"].items() if tag != 0x927C}
+    assert b"secret" not in safe.exif
+    assert struct.pack(">II", 59, 1) not in safe.exif
+    assert struct.pack("<II", 59, 1) not in safe.exif
+    assert safe.xmp is not None
+    assert b"GPS" not in safe.xmp
+    assert b"Oslo" not in safe.xmp
+    assert b"dc:format" in safe.xmp
+    assert safe.iptc == iptc((5, b"Title"), (120, b"A caption"))
+    assert (safe.icc, safe.dpi) == (ICC, (72.0, 72.0))
+
+
+def test_safe_drops_a_packet_that_may_still_tell_the_place() -> None:
+    assert Metadata(xmp=XMP.replace(b"dc:format", b"my:latitude")).safe().xmp is None
+
+
+def test_safe_changes_nothing_where_no_place_is_told() -> None:
+    plain = Image.Exif()
+    plain[0x010F] = "Maker"
+    said = Metadata(exif=plain.tobytes(), xmp=XMP, iptc=iptc((5, b"Title")))
+    assert said.safe() == said
+
+
+def test_strip_keeps_what_the_colours_need() -> None:
+    said = Metadata(icc=ICC, exif=exif(), xmp=XMP, iptc=b"x", dpi=(1.0, 1.0), colour=((b"gAMA", b"\0\0\xb1\x8f"),))
+    assert said.stripped() == Metadata(icc=ICC, colour=said.colour)
+
+
+def test_a_broken_block_is_dropped_and_named() -> None:
+    said = Metadata(icc=b"x" * 200, exif=b"Exif\0\0junk", xmp=b"no packet", iptc=b"\x1c\x02\x05\xff\xff")
+    assert said.checked(grey=False) == Metadata(broken=("icc", "exif", "xmp", "iptc"))
+    assert ALL.checked(grey=False) == ALL
+
+
+def test_a_profile_whose_tags_lead_out_of_it_is_broken() -> None:
+    assert metadata.profile_fits(ICC, grey=False)
+    assert not metadata.profile_fits(ICC[:136] + struct.pack(">I", len(ICC)) + ICC[140:], grey=False)
+
+
+@pytest.mark.parametrize(("name", "size"), [("exif", 70_000), ("xmp", 70_000), ("iptc", 66_000)])
+def test_a_block_that_a_jpeg_segment_cannot_hold_is_left_out_and_named(name: str, size: int) -> None:
+    long = {
+        "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0" + bytes(size),
+        "xmp": XMP + b" " * size,
+        "iptc": iptc((120, b"a" * 30_000), (120, b"b" * 30_000), (5, b"c" * 6_000)),
+    }[name]
+    large = picture(Metadata(**{name: long}))  # type: ignore[arg-type]
+    assert getattr(images.read(images.write(large, "png")).metadata, name) == long
+    assert getattr(images.read(images.write(large, "jpeg")).metadata, name) is None
+    assert images.lost(large, "jpeg") == [f"{name} (jpeg holds none so large)"]
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"iTXt"])
+def test_what_inflates_without_end_is_dropped(kind: bytes) -> None:
+    bomb = zlib.compress(bytes(metadata.MAX_BLOCK_BYTES + 1))
+    gathered = metadata.Png()
+    gathered.chunk(kind, (b"icc\0\0" if kind == b"iCCP" else b"XML:com.adobe.xmp\0\1\0\0\0") + bomb, True)
+    assert gathered.metadata() == Metadata(broken=("icc" if kind == b"iCCP" else "xmp",))
+
+
+def test_colour_chunks_and_resolution_of_a_png_come_back() -> None:
+    colour = ((b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *range(31270, 31278))))
+    back = images.read(images.write(picture(Metadata(colour=colour, dpi=(118.0, 118.0))), "png")).metadata
+    assert back.colour == colour
+    assert back.dpi == pytest.approx((118, 118), abs=0.02)
+
+
+def test_text_of_a_png_is_dropped_and_named() -> None:
+    plain = images.write(picture(Metadata()), "png")
+    data = plain[:33] + metadata.png_chunk(b"tEXt", b"Title\0<script>alert(1)</script>") + plain[33:]
+    assert images.read(data).metadata.broken == ("text",)
+
+
+def test_a_profile_in_many_segments_is_joined_in_order_and_one_with_a_gap_is_dropped() -> None:
+    parts = [(n + 1, 3, bytes([n]) * 200) for n in range(3)]
+
+    def gathered(*chosen: tuple[int, int, bytes]) -> Metadata:
+        jpeg = metadata.Jpeg()
+        for number, of, body in chosen:
+            jpeg.segment(0xE2, b"ICC_PROFILE\0" + bytes([number, of]) + body)
+        return jpeg.metadata()
+
+    assert gathered(parts[2], parts[0], parts[1]).icc == b"\0" * 200 + b"\1" * 200 + b"\2" * 200
+    for wrong in (parts[:2], [*parts, parts[0]], [(0, 3, b""), *parts[1:]], [(1, 2, b""), *parts[1:]]):
+        assert gathered(*wrong).checked(grey=False).broken == ("icc",)
+
+
+def test_directories_that_form_a_circle_are_refused() -> None:
+    page = b"II*\0\x08\0\0\0" + tiff.laid(tiff.Directory({256: tiff.shorts(1)}), 8)
+    circle = page[:-4] + struct.pack("<I", 8)
+    with pytest.raises(tiff.TiffError, match="circle"):
+        list(tiff.Structure(circle).pages())
+
+
+def test_a_big_endian_block_is_read_as_its_little_endian_twin() -> None:
+    block = struct.pack(">2sHIHHHIHHHHII", b"MM", 42, 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 5, 1, 38) + struct.pack(">III", 0, 300, 7)
+    (page,) = tiff.Structure(block).pages()
+    assert page.number(0x0112, 0) == 6
+    assert page.bytes(0x011A) == struct.pack("<II", 300, 7)
