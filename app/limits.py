@@ -132,20 +132,10 @@ class Workers:
 
     async def run(self, request: Request, work: Callable[[KeepGoing], T], pixels: int = 1) -> T:
         """What `work` returns. It is asked to stop, by `keep_going`, when the client of `request` leaves."""
-        if self._admitted >= self.count + self.max_queued_pictures:
-            raise self._busy(f"{self.waiting} pictures are waiting, and", "max_queued_pictures", self.max_queued_pictures)
+        self.refuse_if_full()
         if self._admitted and self._pixels + pixels > self.max_queued_pixels:  # a picture alone is always let in
             raise self._busy(f"{self._pixels} pixels are waiting or worked on, and", "max_queued_pixels", self.max_queued_pixels)
-        self._admitted += 1
-        self._pixels += pixels
         left = threading.Event()
-
-        def timed() -> T:
-            began = time.monotonic()
-            result = work(lambda: not left.is_set())
-            self._last_seconds = time.monotonic() - began
-            self._seconds_a_pixel = self._last_seconds / max(1, pixels)
-            return result
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -156,14 +146,48 @@ class Workers:
         watcher = asyncio.create_task(watch())
         try:
             with anyio.CancelScope() as waiting:
-                return await anyio.to_thread.run_sync(timed, limiter=self._threads)
+                return await self._work(work, pixels, left)
         except Cancelled:
             pass
         finally:
             watcher.cancel()
+        raise ClientDisconnect
+
+    def refuse_if_full(self) -> None:
+        if self._admitted >= self.count + self.max_queued_pictures:
+            raise self._busy(f"{self.waiting} pictures are waiting, and", "max_queued_pictures", self.max_queued_pictures)
+
+    async def run_in_turn(self, work: Callable[[KeepGoing], T], pixels: int = 1) -> T:
+        """As `run`, for one who asks for one thing at a time: it waits instead of being refused, and is asked to stop when cancelled."""
+        left = threading.Event()
+
+        async def canary() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                left.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(canary)
+            result = await self._work(work, pixels, left)
+            group.cancel_scope.cancel()
+        return result
+
+    async def _work(self, work: Callable[[KeepGoing], T], pixels: int, left: threading.Event) -> T:
+        def timed() -> T:
+            began = time.monotonic()
+            result = work(lambda: not left.is_set())
+            self._last_seconds = time.monotonic() - began
+            self._seconds_a_pixel = self._last_seconds / max(1, pixels)
+            return result
+
+        self._admitted += 1
+        self._pixels += pixels
+        try:
+            return await anyio.to_thread.run_sync(timed, limiter=self._threads)
+        finally:
             self._admitted -= 1
             self._pixels -= pixels
-        raise ClientDisconnect
 
     def _busy(self, told: str, name: str, limit: int) -> Busy:
         expected = max(self._last_seconds, self._seconds_a_pixel * self._pixels)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import re
 import struct
 import threading
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyvips
@@ -35,8 +36,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
+from core import animation, tiff
 from core import metadata as blocks
-from core import tiff
+from core.animation import Animation
 from core.denoiser import Cancelled
 from core.metadata import Metadata
 
@@ -176,6 +178,12 @@ class Format:
     max_side: int  # of the encoder
     alpha: bool = True
     depth: int = 8  # bits a sample it holds at most
+    animation: type[Animation] | None = None  # what puts frames together; TIFF has pages instead
+
+    @property
+    def many(self) -> bool:
+        """Whether a file of it holds more than one picture."""
+        return self.animation is not None or self.name == "tiff"
 
 
 def sniff(data: bytes) -> str | None:
@@ -212,17 +220,72 @@ def write(picture: Picture, format: str | None = None, quality: int | None = Non
     WebP at quality 100 is lossless. Samples are rounded to the file's depth, as many bits as the format holds.
     """
     form = _form(picture.format if format is None else format)
+    return _encoded(picture, form, _quality(quality))
+
+
+def write_all(
+    frames: Iterator[Picture], file: BinaryIO, format: str, count: int, quality: int | None = None, loop: int | None = None
+) -> list[str]:
+    """Writes `count` frames, each as it comes, as the pages of a TIFF or an animation; gives what was lost of them.
+
+    An animation has the size and the metadata of its first frame.
+    """
+    form, quality = _form(format), _quality(quality)
+    if not form.many and count > 1:
+        able = ", ".join(name for name, each in FORMATS.items() if each.many)
+        raise ImageError(f"the file holds {count} frames, and {format} holds one: choose one of {able}")
+    first = next(frames)
+    told = [*first.changed, *lost(first, format)]
+    if count == 1:
+        file.write(_encoded(first, form, quality))
+    elif form.animation is None:
+        writer = tiff.Writer(file)
+        for picture in itertools.chain((first,), frames):
+            _page(writer, picture, form)
+    else:
+        height, width = first.samples.shape[:2]
+        moving = form.animation(file, width, height, count, loop)
+        for picture in itertools.chain((first,), frames):
+            if picture.samples.shape[:2] != (height, width):
+                raise ImageError(f"the pages are of different sizes, and the frames of {format} are of one: choose tiff")
+            moving.add(_encoded(picture, form, quality, apart=True), picture.milliseconds)
+        moving.end()
+    return told
+
+
+def _quality(quality: int | None) -> int:
     if quality is not None and not 1 <= quality <= 100:
         raise ImageError(f"quality = {quality}; it must lie between 1 and 100: choose such a number, or leave it out")
+    return 95 if quality is None else quality
+
+
+def _encoded(picture: Picture, form: Format, quality: int, apart: bool = False) -> bytes:
+    """`apart`: a frame to be put together with others, which must be of its kind."""
     height, width = picture.samples.shape[:2]
     if max(height, width) > form.max_side:
         raise ImageError(f"the picture is {width} x {height}; {form.name} holds at most {form.max_side} a side: shrink it or choose png")
     samples = _array(picture, form)
+    if apart and form.name == "png" and samples.shape[-1] < 4:
+        samples = _rgba(samples)
     metadata, _ = blocks.fitting(picture.metadata, form.name)
     try:
-        return form.encode(samples, dataclasses.replace(picture, metadata=metadata), 95 if quality is None else quality)
+        return form.encode(samples, dataclasses.replace(picture, metadata=metadata), quality)
     except Exception as error:
         raise ImageError(f"the picture could not be written as {form.name}: choose another format, such as png") from error
+
+
+def _page(writer: tiff.Writer, picture: Picture, form: Format) -> None:
+    samples = _array(picture, form)
+    try:
+        writer.page(samples, samples.shape[-1] in (2, 4), blocks.to_tiff(picture.metadata))
+    except tiff.TiffError as error:
+        raise ImageError(f"the picture could not be written as tiff: {error}") from error
+
+
+def _rgba(samples: Samples) -> Samples:
+    colours, alpha = (samples[..., :-1], samples[..., -1:]) if samples.shape[-1] == 2 else (samples, None)
+    opaque = np.full((*samples.shape[:2], 1), np.iinfo(samples.dtype).max, samples.dtype) if alpha is None else alpha
+    return np.concatenate((np.broadcast_to(colours, (*samples.shape[:2], 3)), opaque), axis=-1)
 
 
 def lost(picture: Picture, format: str | None = None) -> list[str]:
@@ -330,6 +393,8 @@ def _array(picture: Picture, form: Format) -> Samples:
     kind = torch.uint8 if depth == 8 else torch.uint16 if depth == 16 else torch.float32
     grey = picture.grey or samples.shape[-1] == 1
     C = (1 if grey else 3) + (alpha is not None and form.alpha)
+    if alpha is None and samples.dtype == kind and samples.shape[-1] == C:
+        return samples.contiguous().numpy()
     out = torch.empty(*samples.shape[:2], C, dtype=kind)
     for top in range(0, samples.shape[0], STRIP_ROWS):
         strip, into = samples[top : top + STRIP_ROWS], out[top : top + STRIP_ROWS]
@@ -636,7 +701,10 @@ def _open_avif(data: bytes, limits: Limits) -> Stack:
     box = data.find(b"av1C")  # the decoder's configuration; 0x40 in its third byte is high_bitdepth
     if box >= 0 and data[box + 6 : box + 7] and data[box + 6] & 0x40:
         raise ImageError("the avif picture has more than 8 bits a sample; only 8 are read: save it with 8 bits")
-    return _pillow("avif", data, _avif, limits)
+    stack = _pillow("avif", data, _avif, limits)
+    if stack.count > 1:
+        raise ImageError(f"the file holds {stack.count} frames; an avif picture must hold 1: save it as an animated webp")
+    return stack
 
 
 def _avif(file: io.BytesIO) -> AvifImageFile:
@@ -729,17 +797,18 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format("png", "image/png", (".png",), re.compile(rb"\x89PNG\r\n\x1a\n"),
-               _open_png, _encode_png, max_side=2**31 - 1, depth=16),
+               _open_png, _encode_png, max_side=2**31 - 1, depth=16, animation=animation.Png),
         Format("jpeg", "image/jpeg", (".jpg", ".jpeg", ".jpe"), re.compile(rb"\xff\xd8\xff"),
                _open_jpeg, _encode_jpeg, max_side=65_500, alpha=False),
         Format("webp", "image/webp", (".webp",), re.compile(rb"RIFF....WEBP", re.DOTALL),
-               lambda data, limits: _pillow("webp", data, WebPImageFile, limits), _encode_webp, max_side=16_383),
+               lambda data, limits: _pillow("webp", data, WebPImageFile, limits), _encode_webp,
+               max_side=16_383, animation=animation.WebP),
         Format("tiff", "image/tiff", (".tif", ".tiff"), re.compile(rb"II[*+]\0|MM\0[*+]"),
                _open_tiff, _encode_tiff, max_side=2**31 - 1, depth=32),
         Format("bmp", "image/bmp", (".bmp",), re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
                lambda data, limits: _pillow("bmp", data, BmpImageFile, limits), _encode_bmp, max_side=2**31 - 1, alpha=False),
         Format("gif", "image/gif", (".gif",), re.compile(rb"GIF8[79]a"),
-               _open_gif, _encode_gif, max_side=65_535),
+               _open_gif, _encode_gif, max_side=65_535, animation=animation.Gif),
         Format("avif", "image/avif", (".avif",), re.compile(rb"....ftyp(?:.{4}){0,32}?avi[fs]", re.DOTALL),
                _open_avif, _encode_avif, max_side=65_536),
     )

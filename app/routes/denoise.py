@@ -1,14 +1,18 @@
-"""POST /denoise: a noisy picture in, the clean one out. Keeps nothing of either."""
+"""POST /denoise and /denoise/batch: noisy pictures in, clean ones out. Keeps nothing of either."""
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, TypeVar
+from tempfile import SpooledTemporaryFile
+from typing import Annotated, Any, BinaryIO, Literal, cast
 from urllib.parse import quote
 
 import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,14 +24,17 @@ from pydantic import (
 )
 from starlette.datastructures import UploadFile
 
+from app import batch
 from app.accept import choose
 from app.errors import (
     BadRequest,
     Busy,
+    Internal,
     Invalid,
     NotAcceptable,
     NotReady,
     PictureRefused,
+    Problem,
     TimedOut,
     TooLarge,
     UnknownModel,
@@ -35,12 +42,17 @@ from app.errors import (
     problem_responses,
 )
 from app.limits import KeepGoing
+from app.metrics import Metrics
 from app.models import Taker
 from app.state import MetricsNow, ModelsNow, SettingsNow, WorkersNow
-from core import Cancelled, Denoiser, images
+from core import Cancelled, Denoiser, ImageError, images
 
 STEPS = 255
-T = TypeVar("T")
+ENDING = "-denoised"
+IN_MEMORY_BYTES = 64 << 20
+"""Of an answer; a larger one waits in a temporary file, and of a stack no more than a frame is in memory."""
+PIECE_BYTES = 1 << 18
+_log = logging.getLogger("clearfold")
 
 _NAMES = {suffix[1:]: form.name for form in images.FORMATS.values() for suffix in (*form.suffixes, f".{form.name}")}
 
@@ -93,9 +105,10 @@ class Upload:
 
 @dataclass(frozen=True)
 class Cleaned:
-    data: bytes
+    file: BinaryIO  # at its beginning
+    size: int
     format: str
-    sigma: float  # [0, 1] image units
+    sigma: float  # [0, 1] image units; of the first frame
     denoiser: Denoiser
     reason: str
     dropped: list[str]  # what is not as it came
@@ -136,6 +149,15 @@ _REQUEST_BODY: dict[str, Any] = {
         "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _BYTES}}},
         "application/octet-stream": {"schema": _BYTES},
         **_PICTURES,
+    },
+}
+_BATCH_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "The pictures, and zips of them.",
+    "content": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "items": _BYTES}}}
+        }
     },
 }
 
@@ -188,66 +210,99 @@ async def denoise(
 ) -> Response:
     """Send a picture, get it back without its noise, in the format in which it came if `Accept` allows it."""
     take = models.taker(wishes.model)
-    limits = settings.limits()
-    stack = await anyio.to_thread.run_sync(images.open, upload.data, limits)  # looks at the header, beside the workers
-    if stack.count > 1:
-        raise PictureRefused(f"the file holds {stack.count} frames; it must hold 1: save the one you want as its own file")
-    format = wishes.format or _acceptable(request.headers.get("accept"), stack.format)
+    stack = await anyio.to_thread.run_sync(images.open, upload.data, settings.limits())  # looks at the header, beside the workers
+    format = wishes.format or _acceptable(request.headers.get("accept"), stack)
     cleaned = await workers.run(request, lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
+    _count(metrics, stack, cleaned)
+    return _respond(cleaned, upload.name)
+
+
+def _count(metrics: Metrics, stack: images.Stack, cleaned: Cleaned) -> None:
     for stage, seconds in cleaned.seconds.items():
         metrics.stages.labels(stage).observe(seconds)
     metrics.pictures.labels(stack.format).inc(stack.count)
     metrics.pixels.labels(cleaned.denoiser.name).inc(cleaned.pixels)
-    return _respond(cleaned, upload.name)
 
 
-def _acceptable(accept: str | None, own: str) -> str:
+def _acceptable(accept: str | None, stack: images.Stack) -> str:
     """The format to answer in when none is asked for by name."""
-    types = {form.media_type: form.name for form in images.FORMATS.values()}
-    chosen = choose(accept, images.FORMATS[own].media_type, list(types))
+    types = {form.media_type: form.name for form in images.FORMATS.values() if form.many or stack.count == 1}
+    chosen = choose(accept, images.FORMATS[stack.format].media_type, list(types))
     if chosen is None:
         raise NotAcceptable(f"Accept = {accept!r}: none of it can be written here: ask for one of {', '.join(types)}, or for */*.")
     return types[chosen]
 
 
 def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_going: KeepGoing) -> Cleaned:
-    """A file to a file; runs in a worker's thread."""
-    seconds: dict[str, float] = {}
+    """A file to a file, frame by frame; runs in a worker's thread."""
+    seconds = dict.fromkeys(("decode", "denoise", "encode"), 0.0)
+    used: list[tuple[float, Denoiser, str]] = []
+    dropped: list[str] = []
+    pixels = 0
 
-    def timed(stage: str, work: Callable[[], T]) -> T:
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
         if not keep_going():
             raise Cancelled
         began = time.perf_counter()
-        result = work()
-        seconds[stage] = time.perf_counter() - began
-        return result
+        yield
+        seconds[stage] += time.perf_counter() - began
 
-    def clean() -> tuple[images.Picture, float, Denoiser, str]:
+    def clean(noisy: images.Picture) -> images.Picture:
         seen = noisy.visible()
         part = noisy.opaque(seen)
-        denoiser, reason = take(part)
-        sigma = wishes.sigma / STEPS if wishes.sigma != "auto" else None if denoiser.blind else denoiser.estimate(part)
+        moving = used and stack.format != "tiff"  # one level and model for all of an animation, or it would flicker
+        denoiser, reason = used[0][1:] if moving else take(part)
+        blind = denoiser.blind and wishes.sigma == "auto"
+        sigma = used[0][0] if moving else wishes.sigma / STEPS if wishes.sigma != "auto" else None if blind else denoiser.estimate(part)
         if sigma == 0 or wishes.strength == 0:
-            return noisy, sigma or 0.0, denoiser, reason
-        clean = denoiser(seen, sigma, wishes.strength, keep_going)
-        return noisy.denoised(clean), denoiser.found(seen, clean) if sigma is None else sigma, denoiser, reason
+            used.append((sigma or 0.0, denoiser, reason))
+            return noisy
+        cleaned = denoiser(seen, None if blind else sigma, wishes.strength, keep_going)
+        used.append((denoiser.found(seen, cleaned) if sigma is None else sigma, denoiser, reason))
+        return noisy.denoised(cleaned)
 
-    noisy = timed("decode", lambda: next(stack.frames(keep_going))).with_metadata(wishes.metadata)
-    picture, sigma, denoiser, reason = timed("denoise", clean)
-    encoded = timed("encode", lambda: images.write(picture, format, wishes.quality))
-    dropped = [f"broken {name}" for name in picture.metadata.broken] + [*picture.changed, *images.lost(picture, format)]
-    pixels = picture.samples.shape[0] * picture.samples.shape[1]
-    return Cleaned(encoded, format, sigma, denoiser, reason, dropped, pixels, seconds)
+    def frames() -> Iterator[images.Picture]:
+        nonlocal pixels
+        noisy = stack.frames(keep_going)
+        for _ in range(stack.count):
+            with timed("decode"):
+                picture = next(noisy).with_metadata(wishes.metadata)
+            with timed("denoise"):
+                picture = clean(picture)
+            dropped.extend(f"broken {name}" for name in picture.metadata.broken if f"broken {name}" not in dropped)
+            pixels += picture.samples.shape[0] * picture.samples.shape[1]
+            yield picture
+
+    file = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY_BYTES))  # noqa: SIM115, whoever sends it closes it
+    try:
+        began = time.perf_counter()
+        dropped += images.write_all(frames(), file, format, stack.count, wishes.quality, stack.loop)
+        seconds["encode"] = time.perf_counter() - began - seconds["decode"] - seconds["denoise"]
+    except BaseException:
+        file.close()
+        raise
+    size = file.tell()
+    file.seek(0)
+    sigma, denoiser, reason = used[0]
+    return Cleaned(file, size, format, sigma, denoiser, reason, dropped, pixels, seconds)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _respond(cleaned: Cleaned, upload_name: str) -> Response:
     form = images.FORMATS[cleaned.format]
     stem = PurePath(upload_name.replace("\\", "/")).stem[:100] or "picture"
-    name = quote(f"{stem}-denoised{form.suffixes[0]}", safe="", errors="replace")
-    return Response(
-        cleaned.data,
+    name = quote(f"{stem}{ENDING}{form.suffixes[0]}", safe="", errors="replace")
+    return StreamingResponse(
+        _pieces(cleaned.file),
         media_type=form.media_type,
         headers={
+            "Content-Length": str(cleaned.size),
             "X-Clearfold-Sigma": f"{cleaned.sigma * STEPS:.2f}",
             "X-Clearfold-Model": quote(cleaned.denoiser.name),
             "X-Clearfold-Reason": cleaned.reason,
@@ -257,4 +312,76 @@ def _respond(cleaned: Cleaned, upload_name: str) -> Response:
             "Vary": "Accept",
             **({"X-Clearfold-Dropped": ", ".join(cleaned.dropped)} if cleaned.dropped else {}),
         },
+    )
+
+
+@router.post(
+    "/denoise/batch",
+    summary="Denoise many pictures",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "A zip of the pictures, and of a `.problem.json` for each file that could not be denoised.",
+            "content": {"application/zip": {"schema": _BYTES}},
+        },
+        **problem_responses(BadRequest, UnknownModel, TimedOut, TooLarge, UnsupportedMedia, Invalid, Busy, NotReady),
+    },
+    openapi_extra={"requestBody": _BATCH_BODY},
+)
+async def denoise_batch(
+    request: Request,
+    wishes: Annotated[Wishes, Query()],
+    settings: SettingsNow,
+    models: ModelsNow,
+    workers: WorkersNow,
+    metrics: MetricsNow,
+) -> Response:
+    """Send pictures, or zips of them, get a zip. It is sent while later ones are denoised; a bad file is told inside, the rest go on."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "multipart/form-data":
+        raise UnsupportedMedia(f"Content-Type = {content_type!r}: the body must be multipart/form-data with the pictures in 'files'.")
+    take = models.taker(wishes.model)
+    form = await request.form(max_files=settings.max_batch_files)
+    try:
+        uploads = [(each.filename or "picture", each.file) for each in form.getlist("files") if isinstance(each, UploadFile)]
+        found = await anyio.to_thread.run_sync(batch.files, uploads, settings)
+        workers.refuse_if_full()
+    except BaseException:
+        await form.close()
+        raise
+
+    async def one(file: batch.File) -> tuple[str, Iterable[bytes]]:
+        """The name's ending and what lies under it."""
+        try:
+            data = await anyio.to_thread.run_sync(file.read)
+            if images.sniff(data) is None:
+                raise UnsupportedMedia(f"The file is of no format that can be read here: send one of {', '.join(images.FORMATS)}.")
+            stack = await anyio.to_thread.run_sync(images.open, data, settings.limits())
+            format = wishes.format or stack.format
+            cleaned = await workers.run_in_turn(lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
+            _count(metrics, stack, cleaned)
+            return f"{ENDING}{images.FORMATS[format].suffixes[0]}", _pieces(cleaned.file)
+        except ImageError as error:
+            problem: Problem = PictureRefused(str(error))
+        except Problem as error:
+            problem = error
+        except Exception:
+            _log.exception("a file of a batch failed")
+            problem = Internal(Internal.example)
+        return ".problem.json", [batch.told(problem, file.name)]
+
+    async def zipped() -> AsyncIterator[bytes]:
+        archive, names = batch.Zip(), batch.Names()
+        try:
+            for file in found:
+                ending, parts = await one(file)
+                for piece in archive.add(names.take(file.name, ending), parts):
+                    yield piece
+            yield archive.end()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await form.close()
+
+    return StreamingResponse(
+        zipped(), media_type="application/zip", headers={"Content-Disposition": "attachment; filename*=UTF-8''denoised.zip"}
     )

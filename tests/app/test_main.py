@@ -60,7 +60,7 @@ def answers(schema):
 
 def test_the_schema_names_the_service_and_its_doors(schema):
     assert (schema["info"]["title"], schema["info"]["version"]) == ("Clearfold", __version__)
-    assert set(schema["paths"]) == {"/denoise", "/train", "/train/{id}", "/models", "/livez", "/readyz", "/metrics"}
+    assert set(schema["paths"]) == {"/denoise", "/denoise/batch", "/train", "/train/{id}", "/models", "/livez", "/readyz", "/metrics"}
 
 
 def test_every_answer_is_described_with_its_content_type_and_an_example(schema):
@@ -69,6 +69,8 @@ def test_every_answer_is_described_with_its_content_type_and_an_example(schema):
         types = set(answer["content"])
         if door == "post /denoise" and status == "200":
             assert types == pictures
+        elif door == "post /denoise/batch" and status == "200":
+            assert types == {"application/zip"}
         elif door == "get /metrics" and status == "200":
             assert types == {MEDIA_TYPE}
         elif status.startswith("2"):

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from core import images
+from core import Cancelled, images
 from core.images import FORMATS, ImageError, Limits, Picture
 from core.metadata import Metadata
 
@@ -540,12 +540,101 @@ def test_a_jpeg_of_countless_scans_is_refused() -> None:
     )
 
 
+FRAMES = [noise().point(lambda level, step=step: level ^ step) for step in (1, 64, 128)]
+
+
+def moving(name: str, frames: list[Image.Image] = FRAMES, **options: Any) -> bytes:
+    lossless = {"lossless": True} if name == "webp" else {}
+    return encoded(frames[0], name, save_all=True, append_images=frames[1:], **lossless, **options)
+
+
+def all_frames(data: bytes) -> list[Picture]:
+    return list(images.open(data).frames(lambda: True))
+
+
 @pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
-def test_further_frames_are_refused_with_their_count(name: str) -> None:
-    frames = [noise().point(lambda level, step=step: level ^ step) for step in (1, 64, 128)]
-    assert refusal(encoded(frames[0], name, save_all=True, append_images=frames[1:])) == (
-        "the file holds 3 frames; it must hold 1: save the one you want as its own file"
-    )
+def test_read_refuses_further_frames_with_their_count(name: str) -> None:
+    assert refusal(moving(name)) == "the file holds 3 frames; it must hold 1: save the one you want as its own file"
+
+
+@pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
+@pytest.mark.parametrize("into", ["gif", "png", "webp", "tiff"])
+def test_every_frame_comes_back_with_its_time_from_any_of_these_formats_in_any_other(name: str, into: str) -> None:
+    timed = {} if name == "tiff" else {"duration": [100, 250, 400], "loop": 3}
+    stack = images.open(moving(name, **timed))
+    assert (stack.count, stack.width, stack.height, stack.pixels) == (3, 7, 5, 105)
+    came = all_frames(moving(name, **timed))
+    assert [frame.milliseconds for frame in came] == ([0] * 3 if name == "tiff" else [100, 250, 400])
+    file = io.BytesIO()
+    images.write_all(iter(came), file, into, stack.count, 100, stack.loop)
+    by_pillow = Image.open(io.BytesIO(file.getvalue()))
+    assert by_pillow.n_frames == 3  # type: ignore[attr-defined]
+    if "tiff" not in (name, into):
+        assert by_pillow.info["loop"] == 3
+    for number, frame in enumerate(came):
+        by_pillow.seek(number)
+        shown = levels(by_pillow.convert("RGB"))
+        assert shown == pytest.approx(frame.pixels, abs=1e-6)
+        if "tiff" not in (name, into):
+            assert by_pillow.info["duration"] == frame.milliseconds
+    assert [images.sniff(file.getvalue()), len(all_frames(file.getvalue()))] == [into, 3]
+
+
+@pytest.mark.parametrize("into", ["gif", "png", "webp"])
+def test_what_is_clear_in_a_frame_stays_clear_and_shows_nothing_of_the_one_before(into: str) -> None:
+    first = Picture(torch.full((4, 6, 3), 200, dtype=torch.uint8), torch.full((4, 6), 255, dtype=torch.uint8), milliseconds=50)
+    alpha = torch.full((4, 6), 255, dtype=torch.uint8)
+    alpha[:, 3:] = 0
+    second = Picture(torch.full((4, 6, 3), 10, dtype=torch.uint8), alpha, milliseconds=50)
+    file = io.BytesIO()
+    images.write_all(iter((first, second)), file, into, 2, 100)
+    back = all_frames(file.getvalue())[1]
+    assert back.alpha is not None
+    assert torch.equal(back.alpha, alpha)
+
+
+def test_pages_keep_their_own_size_depth_and_words_and_thumbnails_are_passed_over() -> None:
+    pages = [deep(5, 7, 3), deep(4, 9, 1), deep(6, 6, 3).astype(np.uint8)]
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for number, page in enumerate(pages):
+            kind = "rgb" if page.shape[2] == 3 else "minisblack"
+            page = page.squeeze()
+            writer.write(page, photometric=kind, software=f"page {number}", metadata=None)
+            writer.write(page[:2, :2], photometric=kind, subfiletype=1, metadata=None)
+    came = all_frames(file.getvalue())
+    written = io.BytesIO()
+    images.write_all(iter(came), written, "tiff", 3)
+    with tifffile.TiffFile(io.BytesIO(written.getvalue())) as back:
+        for page, source in zip(back.pages, pages, strict=True):
+            assert np.array_equal(page.asarray(), source.squeeze())
+        assert [page.software for page in back.pages] == ["page 0", "page 1", "page 2"]
+        assert [page.dtype for page in back.pages] == [np.uint16, np.uint16, np.uint8]
+    with pytest.raises(ImageError, match="the pages are of different sizes, and the frames of webp are of one: choose tiff"):
+        images.write_all(iter(came), io.BytesIO(), "webp", 3)
+
+
+def test_a_format_of_one_picture_takes_no_more() -> None:
+    with pytest.raises(ImageError, match="the file holds 3 frames, and jpeg holds one: choose one of png, webp, tiff, gif"):
+        images.write_all(iter(all_frames(moving("gif"))), io.BytesIO(), "jpeg", 3)
+
+
+@pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
+def test_frames_have_limits_of_their_own(name: str) -> None:
+    data = moving(name)
+    with pytest.raises(ImageError, match="the file holds 3 frames; at most max_frames = 2 are accepted"):
+        images.open(data, Limits(max_frames=2))
+    with pytest.raises(ImageError, match="frames have 105 pixels together; at most max_total_pixels = 104 are accepted"):
+        images.open(data, Limits(max_total_pixels=104))
+
+
+def test_frames_are_decoded_as_they_are_asked_for_and_no_longer_than_wanted() -> None:
+    asked = iter([True, True, False])
+    frames = images.open(moving("gif")).frames(lambda: next(asked))
+    assert next(frames).samples.shape == (5, 7, 3)
+    assert next(frames).samples.shape == (5, 7, 3)
+    with pytest.raises(Cancelled):
+        next(frames)
 
 
 def test_depth_that_would_be_lost_is_refused() -> None:
