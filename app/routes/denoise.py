@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import PurePath
 from tempfile import SpooledTemporaryFile
 from typing import Annotated, Any, BinaryIO, Literal, cast
@@ -23,6 +24,7 @@ from pydantic import (
     WrapValidator,
 )
 from starlette.datastructures import UploadFile
+from starlette.types import Receive, Scope, Send
 
 from app import batch
 from app.accept import choose
@@ -279,6 +281,8 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
         began = time.perf_counter()
         dropped += images.write_all(frames(), file, format, stack.count, wishes.quality, stack.loop)
         seconds["encode"] = time.perf_counter() - began - seconds["decode"] - seconds["denoise"]
+        if not keep_going():
+            raise Cancelled
     except BaseException:
         file.close()
         raise
@@ -289,18 +293,29 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+class Sent(StreamingResponse):
+    """A file, closed once it is sent or the client has left."""
+
+    def __init__(self, file: BinaryIO, media_type: str, headers: dict[str, str]) -> None:
+        super().__init__(_pieces(file), media_type=media_type, headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 def _respond(cleaned: Cleaned, upload_name: str) -> Response:
     form = images.FORMATS[cleaned.format]
     stem = PurePath(upload_name.replace("\\", "/")).stem[:100] or "picture"
     name = quote(f"{stem}{ENDING}{form.suffixes[0]}", safe="", errors="replace")
-    return StreamingResponse(
-        _pieces(cleaned.file),
-        media_type=form.media_type,
+    return Sent(
+        cleaned.file,
+        form.media_type,
         headers={
             "Content-Length": str(cleaned.size),
             "X-Clearfold-Sigma": f"{cleaned.sigma * STEPS:.2f}",
@@ -350,7 +365,7 @@ async def denoise_batch(
         await form.close()
         raise
 
-    async def one(file: batch.File) -> tuple[str, Iterable[bytes]]:
+    async def one(file: batch.File) -> tuple[str, BinaryIO]:
         """The name's ending and what lies under it."""
         try:
             data = await anyio.to_thread.run_sync(file.read)
@@ -360,7 +375,7 @@ async def denoise_batch(
             format = wishes.format or stack.format
             cleaned = await workers.run_in_turn(lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
             _count(metrics, stack, cleaned)
-            return f"{ENDING}{images.FORMATS[format].suffixes[0]}", _pieces(cleaned.file)
+            return f"{ENDING}{images.FORMATS[format].suffixes[0]}", cleaned.file
         except ImageError as error:
             problem: Problem = PictureRefused(str(error))
         except Problem as error:
@@ -368,15 +383,16 @@ async def denoise_batch(
         except Exception:
             _log.exception("a file of a batch failed")
             problem = Internal(Internal.example)
-        return ".problem.json", [batch.told(problem, file.name)]
+        return ".problem.json", BytesIO(batch.told(problem, file.name))
 
     async def zipped() -> AsyncIterator[bytes]:
         archive, names = batch.Zip(), batch.Names()
         try:
             for file in found:
-                ending, parts = await one(file)
-                for piece in archive.add(names.take(file.name, ending), parts):
-                    yield piece
+                ending, clean = await one(file)
+                with clean:
+                    for piece in archive.add(names.take(file.name, ending), _pieces(clean)):
+                        yield piece
             yield archive.end()
         finally:
             with anyio.CancelScope(shield=True):
