@@ -186,7 +186,7 @@ def train(
     sigma_min: Annotated[float, typer.Option(min=0, max=255, help="Least noise, in 8-bit steps.")] = 0,
     sigma_max: Annotated[float, typer.Option(min=0, max=255, help="Most noise, in 8-bit steps.")] = 55,
     photographic: Annotated[float, typer.Option(min=0, max=1, help="Share of patches with a camera's noise, not Gaussian.")] = 0,
-    lr: Annotated[float, typer.Option(help="Muon's learning rate after the warm-up; Adam's is a quarter of it.")] = 4e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 1e-3,
     initial: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Folder of clean pictures to measure on; else some are held out.")] = None,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 500,

@@ -88,7 +88,7 @@ class Photographs:
 
 GREY = 0.1
 """The share of pictures that lose their colours."""
-DEVELOPED = 0.5
+DEVELOPED = 0.25
 """The share of pictures that are developed anew: other gamma, contrast and saturation."""
 
 

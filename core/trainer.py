@@ -42,7 +42,7 @@ class Recipe:
     patch: int = 96
     sigma: tuple[float, float] = (0.0, 55 / 255)
     photographic: float = 0.0
-    lr: float = 4e-3
+    lr: float = 1e-3
     warm_up: int = 200
     average: float = 0.999
     clip: float = 0.3
@@ -65,7 +65,7 @@ class Recipe:
         if not 0 <= self.photographic <= 1:
             raise TrainingError(f"photographic (={self.photographic}) must be a share from 0 to 1: try 0.3")
         if not self.lr > 0:
-            raise TrainingError(f"lr (={self.lr}) must be above 0: try 4e-3")
+            raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
         if not self.clip > 0:
             raise TrainingError(f"clip (={self.clip}) must be above 0: try 0.3")
         if self.out.suffix != ".safetensors" or self.out.is_dir():

@@ -80,7 +80,7 @@ class Muon:
     A convolution's weight (K, K, C, F) is taken as a matrix of K*K*C by F. Of the derivative's running mean M = U S Vt only the
     directions U Vt are kept, so that rare ones count as much as common ones; the step is as large as Adam's commonly is,
     0.2 by root mean square (Liu et al. 2025, "Muon is Scalable for LLM Training"). Biases, and weights with FEWEST channels or fewer on
-    either side, are trained by Adam at `adam_lr * lr / first lr`.
+    either side, are trained by Adam at the same rate.
 
     multiply_in: the dtype of the products that make it orthogonal; bfloat16 is enough where it is fast.
     """
@@ -88,17 +88,16 @@ class Muon:
     FEWEST = 16
     ROUNDS = 5
 
-    def __init__(self, lr: float = 4e-3, momentum: float = 0.95, adam_lr: float = 1e-3, multiply_in: torch.dtype = torch.float32) -> None:
+    def __init__(self, lr: float = 1e-3, momentum: float = 0.95, multiply_in: torch.dtype = torch.float32) -> None:
         self.lr, self.momentum, self.multiply_in = _positive(lr), momentum, multiply_in
-        self.adam = Adam(adam_lr)
-        self._adam_share = adam_lr / lr
+        self.adam = Adam(lr)
         self.means: dict[str, Tensor] = {}
 
     def __call__(self, parameters: Sequence[Parameter]) -> None:
         _derived(parameters)  # refused before anything is counted
         matrices = [p for p in parameters if p.value.dim() == 4 and min(p.value.shape[2:]) > self.FEWEST]
         names = {p.name for p in matrices}
-        self.adam.lr = self.lr * self._adam_share
+        self.adam.lr = self.lr
         self.adam([p for p in parameters if p.name not in names])
         for name, value, derivative in _derived(matrices):
             if name not in self.means:

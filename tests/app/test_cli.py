@@ -455,7 +455,7 @@ def test_train_writes_weights_that_denoise(clearfold: Clearfold, photos: Path, h
     assert again.status == 0  # there was nothing left to do
     longer = clearfold("train", "photos", "-o", "made/mine.safetensors", "--steps", "2", *TINY, "--resume", "--lr", "0.5")
     assert longer.status == 1
-    assert mistakes(longer) == ["clearfold: lr (=0.5) differs from the checkpoint's (=0.004): resume with the same, or start anew"]
+    assert mistakes(longer) == ["clearfold: lr (=0.5) differs from the checkpoint's (=0.001): resume with the same, or start anew"]
 
 
 def test_ctrl_c_saves_and_resume_goes_on(photos: Path, here: Path) -> None:
@@ -485,7 +485,7 @@ def test_ctrl_c_saves_and_resume_goes_on(photos: Path, here: Path) -> None:
     [
         (("none",), "none does not exist: name a folder with pictures in it"),
         (("photos", "--patch", "20"), "patch (=20) must be a multiple of 8, and not 0: try 96"),
-        (("photos", "--lr", "0"), "lr (=0.0) must be above 0: try 4e-3"),
+        (("photos", "--lr", "0"), "lr (=0.0) must be above 0: try 1e-3"),
         (("photos", "-o", "model.md"), "out (=model.md) must be a file that ends in .safetensors: try model.safetensors"),
         (
             ("photos", "--initial", "none.safetensors"),

@@ -84,7 +84,7 @@ def test_no_derivative_is_no_step() -> None:
 def test_muon_steps_along_its_momentum_and_leaves_what_has_few_channels_to_adam(generator: torch.Generator) -> None:
     parameters = matrices(generator)
     copies = [p._replace(value=p.value.clone()) for p in parameters]
-    muon, adam = Muon(0.02, 0.9, 0.005, torch.float64), Adam(0.005)
+    muon, adam = Muon(0.02, 0.9, torch.float64), Adam(0.02)
     m = 0.0
     for _ in range(3):
         muon(parameters)
