@@ -20,7 +20,7 @@ class Conv2d(Module):
     """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
-    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in its input's dtype, whatever
+    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
     `multiply_in` says, and only what it hands on is rounded.
     """
 
@@ -96,7 +96,10 @@ class Conv2d(Module):
             self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
-        self.factors, self.yields = (None, activations) if self.exact else (factors, None)
+        if self.exact:
+            self.factors, self.yields = factors and torch.promote_types(factors, torch.float32), activations
+        else:
+            self.factors = factors
         return self
 
     def reach(self, step: int = 1) -> tuple[int, int]:

@@ -104,7 +104,7 @@ class Module:
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
         """Sets the dtype to which convolutions round what they multiply, whatever their activations have; None is the activations' own.
 
-        activations: what an exact convolution, which takes them as they come, hands on to the next layer; None is its input's dtype.
+        activations: what an exact convolution, which multiplies in float32, hands on to the next layer; None is its input's dtype.
         In place; returns the module. Sums are kept in float32 at least.
         """
         for _, inner in self.modules():

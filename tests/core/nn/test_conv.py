@@ -170,7 +170,7 @@ def test_a_picture_that_does_not_fit_is_refused_in_words(layer: Conv2d, shape: t
         layer(torch.zeros(shape))
 
 
-def test_an_exact_layer_keeps_to_its_activations_dtype(generator: torch.Generator) -> None:
+def test_an_exact_layer_multiplies_in_float32_and_rounds_what_it_hands_on(generator: torch.Generator) -> None:
     layers = {exact: Conv2d(16, 16, 3, padding=1, exact=exact, generator=torch.Generator().manual_seed(1)) for exact in (False, True)}
     x = torch.randn(1, 8, 8, 16, generator=generator)
     exactly = layers[True](x)
@@ -179,3 +179,7 @@ def test_an_exact_layer_keeps_to_its_activations_dtype(generator: torch.Generato
     torch.testing.assert_close(rounded[False], exactly, atol=0.1, rtol=0)
     layers[False].multiply_in(None)
     assert torch.equal(layers[False](x), exactly)
+    assert torch.equal(layers[True].multiply_in(torch.bfloat16, torch.bfloat16).forward(x), exactly.bfloat16())
+    x = x.bfloat16()
+    exactly = layers[True].multiply_in(None).forward(x.float())
+    assert torch.equal(layers[True].multiply_in(torch.bfloat16, torch.bfloat16).forward(x), exactly.bfloat16())
