@@ -56,6 +56,10 @@ class Ring(NamedTuple):
             return self.data[:, self.first : self.first + self.height]
         return torch.cat((self.data[:, self.first :], self.data[:, : self.height - room]), 1)
 
+    def whole(self) -> Tensor | None:
+        """(N, height, W, C) in place, unless the rows wrap around."""
+        return self.data[:, self.first : self.first + self.height] if self.first + self.height <= self.data.shape[1] else None
+
     def put(self, rows: Tensor) -> None:
         """Writes all of the ring's rows."""
         room = self.data.shape[1] - self.first

@@ -98,11 +98,13 @@ def _phase_rows(border: int, size: int, S: int, J: int, rows: int) -> tuple[int,
     return above, last - 1 - (rows - 1), border - first * S, last * S - border - size
 
 
-def space_to_depth(x: Tensor, scale: Pair) -> Tensor:
-    """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order."""
+def space_to_depth(x: Tensor, scale: Pair, out: Tensor | None = None) -> Tensor:
+    """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order; in `out`, contiguous, if it is given."""
     N, H, W, C = x.shape
     S, T = scale
-    return x.view(N, H // S, S, W // T, T, C).transpose(2, 3).reshape(N, H // S, W // T, S * T * C)
+    out = x.new_empty(N, H // S, W // T, S * T * C) if out is None else out
+    out.view(N, H // S, W // T, S, T, C).copy_(x.view(N, H // S, S, W // T, T, C).transpose(2, 3))
+    return out
 
 
 def depth_to_space(x: Tensor, scale: Pair) -> Tensor:

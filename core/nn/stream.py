@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.kernels import Ring
-from core.nn import convolution
+from core.nn import convolution, products
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
 from core.nn.module import Module, finished
@@ -171,8 +171,16 @@ class Stream:
             stop = x.stop if x.stop == x.height else x.stop // at_a_time * at_a_time
             if stop <= first:
                 return False
-            rows = layer.forward(x.read(first, stop).rows())
-            y.write(rows.shape[1], rows).put(rows)
+            rows = x.read(first, stop).rows()
+            if isinstance(layer, SpaceToDepth):  # in one go: it stands where the rows are many
+                to = y.write((stop - first) // scale, rows)
+                if (into := to.whole()) is not None:
+                    products.space_to_depth(rows, (scale, scale), into)
+                else:
+                    to.put(layer.forward(rows))
+            else:
+                rows = layer.forward(rows)
+                y.write(rows.shape[1], rows).put(rows)
             x.needed[reader] = stop
             return True
 
