@@ -225,6 +225,8 @@ def train(
                 psnr = f"{now.psnr:.2f} dB"
             told = f"loss {now.loss:.4f}  PSNR {psnr}  {now.pixels_per_second / 1e6:.2f} Mpx/s"
             bar.update(task, completed=now.step, description="training", told=told)
+            if now.psnr is not None and not bar.console.is_terminal:  # a log has no bar; a line for each measurement tells instead
+                bar.console.print(f"step {now.step} of {steps}  {told}  {now.seconds_left:.0f} s left", highlight=False, soft_wrap=True)
 
         path = trainer.train(recipe, report, stop, resume)
     if step < steps:

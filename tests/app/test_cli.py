@@ -447,6 +447,7 @@ def test_train_writes_weights_that_denoise(clearfold: Clearfold, photos: Path, h
     said = clearfold("train", "photos", "-o", "made/mine.safetensors", "--steps", "2", *TINY)
     assert (said.status, mistakes(said)) == (0, [])
     assert said.out == "made/mine.safetensors and its card are written\n"
+    assert re.search(r"^step 2 of 2  loss 0\.\d{4}  PSNR \d+\.\d\d dB  .* Mpx/s  0 s left$", said.err, re.MULTILINE)  # a log's line
     assert files(here / "made") == ["mine.checkpoint", "mine.md", "mine.safetensors"]
     assert weights.load(Path("made/mine.safetensors"))[1]["recipe"]["noise"] == "Gaussian, sigma 0 to 55 in 8-bit steps, uniform"
     assert clearfold("denoise", "photos/0.png", "--model", "made/mine.safetensors").status == 0
