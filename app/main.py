@@ -89,15 +89,21 @@ def _lifespan(
         metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
         for model in models:
             metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
+        jobs = Jobs(models, settings)
+        await anyio.to_thread.run_sync(jobs.resume)
         async with anyio.create_task_group() as group:
-            yield State(
-                settings=settings,
-                models=models,
-                workers=workers,
-                jobs=Jobs(group, models, settings),
-                metrics=metrics,
-            )
-            group.cancel_scope.cancel()
+            group.start_soon(models.watch)
+            try:
+                yield State(
+                    settings=settings,
+                    models=models,
+                    workers=workers,
+                    jobs=jobs,
+                    metrics=metrics,
+                )
+            finally:
+                await anyio.to_thread.run_sync(jobs.close)
+                group.cancel_scope.cancel()
 
     return lifespan
 
