@@ -37,6 +37,11 @@ class Jobs:
         self._ledger: Ledger | None = None
         self._queue: Queue | None = None
         self._worker: Worker | None = None
+        self.hung_up = False
+
+    def hang_up(self) -> None:
+        """Whoever follows a job is to come back later: this service stops."""
+        self.hung_up = True
 
     # Opening and closing; in threads.
 

@@ -1,8 +1,11 @@
 """The service: `create_app()` puts settings, models, workers, jobs and routes together. Does no work of its own."""
 
+import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -94,6 +97,7 @@ def _lifespan(
         async with anyio.create_task_group() as group:
             group.start_soon(models.watch)
             try:
+                _when_told_to_stop(jobs.hang_up)
                 yield State(
                     settings=settings,
                     models=models,
@@ -106,6 +110,22 @@ def _lifespan(
                 group.cancel_scope.cancel()
 
     return lifespan
+
+
+def _when_told_to_stop(then: Callable[[], None]) -> None:
+    """The server waits for open answers before it ends the lifespan, and a follower's stays open until its job has ended: it is told before."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def stop(number: int, frame: FrameType | None, before: Any = before) -> None:
+            then()
+            if callable(before):
+                before(number, frame)
+
+        if callable(before):  # the server's own; without a server nobody waits
+            signal.signal(number, stop)
 
 
 def _page(name: str) -> Callable[[], Any]:

@@ -138,8 +138,11 @@ def _matched(names: Sequence[str], keys: Sequence[object], sides: Sequence[str],
 def correlation(residuals: Tensor) -> Tensor:
     """Noise alone, (N, S, S, C) with S > 2 FARTHEST -> (FARTHEST + 1, FARTHEST + 1): how the values at (0, 0) and (v, u) correlate.
 
-    The median over the N patches, so that a patch with a detail in it has one vote. Both diagonals count as one.
+    The median over the N patches, so that a patch with a detail in it has one vote. Both diagonals count as one. Without a patch nothing
+    is known, and everything counts as correlated.
     """
+    if not len(residuals):
+        return torch.ones(FARTHEST + 1, FARTHEST + 1)
     x = residuals.float() - residuals.float().mean((1, 2), keepdim=True)
     S = x.shape[1]
     power = x.square().mean((1, 2, 3)).clamp_min(1e-12)
@@ -159,6 +162,8 @@ def flat(pictures: Sequence[Tensor], side: int = 16, share: float = 0.02) -> Ten
     """
     kept: list[Tensor] = []
     for picture in pictures:
+        if min(picture.shape[:2]) < side:
+            continue
         cells = picture.float().unfold(0, side, side).unfold(1, side, side).permute(0, 1, 3, 4, 2).reshape(-1, side, side, 3)
         mean = cells.mean((1, 2, 3))
         kept.append(cells[(mean > 0.05) & (mean < 0.95)])
@@ -330,7 +335,7 @@ class Pairs:
         held = _held_out(len(firsts))
         self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], blind)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
-        apart = Apart.of(correlation(torch.cat([flat([one - other]) for one, other, _ in self._held]))) if not self.clean else None
+        apart = Apart.of(correlation(flat([one - other + 0.5 for one, other, _ in self._held], share=1))) if not self.clean else None
         self._turns = apart is None or apart.turns
         rest = [i for i in range(len(firsts)) if i not in set(held)]
         both = [(firsts[i], seconds[i]) for i in rest] + ([] if self.clean else [(seconds[i], firsts[i]) for i in rest])
@@ -395,7 +400,7 @@ class Neighbours:
         if len(paths) < 2:
             raise data.DataError(f"{len(paths)} pictures were found: two are needed at least, one to train on and one to measure with")
         pictures = _read(paths, MOST_PIXELS)
-        self.apart = Apart.of(correlation(x)) if len(x := flat(pictures[:: max(1, len(pictures) // 64)])) else Apart.of(torch.ones(4, 4))
+        self.apart = Apart.of(correlation(flat(pictures[:: max(1, len(pictures) // 64)])))
         cell = 2 * self.apart.step
         held = _held_out(len(pictures))
         self._held = [(_piece(pictures[i], cell * MULTIPLE), _level(pictures[i], blind)) for i in held]

@@ -187,7 +187,7 @@ async def follow_job(id: str, jobs: JobsNow, after: Annotated[int, Depends(_from
         for event in events:
             yield ServerSentEvent(event=event.kind, data=event.data, id=str(event.number))
             after = event.number
-        if over:
+        if over or jobs.hung_up:
             return
         if not events:
             await anyio.sleep(LOOK_SECONDS)
