@@ -182,9 +182,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="The weights file to write.")] = Path("model.safetensors"),
     method: Annotated[
         Literal["clean", "pairs", "noisy"],
-        typer.Option(
-            help="clean: noise is put on the pictures; pairs: x_1.png and x_2.png, or two folders; noisy: nothing but noisy ones."
-        ),
+        typer.Option(help="clean: noise is put on the pictures; pairs: x_1.png and x_2.png, or two folders; noisy: noisy ones alone."),
     ] = "clean",
     steps: Annotated[int, typer.Option(min=1, help="Steps of training; the learning rate falls towards the last.")] = 7000,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
@@ -201,7 +199,10 @@ def train(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Train a denoiser on photographs, or on noisy pictures of your own. Ctrl-C saves and stops; the same command with --resume goes on to the very same losses."""
+    """Train a denoiser on photographs, or on noisy pictures of your own.
+
+    Ctrl-C saves and stops; the same command with --resume goes on to the very same losses.
+    """
     from core import trainer, weights
 
     recipe = trainer.Recipe(

@@ -113,7 +113,7 @@ def _lifespan(
 
 
 def _when_told_to_stop(then: Callable[[], None]) -> None:
-    """The server waits for open answers before it ends the lifespan, and a follower's stays open until its job has ended: it is told before."""
+    """The server waits for open answers before it ends the lifespan, and a follower's is open until its job has ended: tell it before."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -59,6 +59,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in methods.METHODS:
             raise TrainingError(f"method (={self.method}) must be one of {', '.join(methods.METHODS)}")
+        if self.method != "clean" and self.validation is not None:
+            raise TrainingError(f'validation (={self.validation}) is for method "clean": {self.method} holds out some of its own pictures')
         for name in ("steps", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} (={getattr(self, name)}) must be at least 1")

@@ -128,7 +128,7 @@ class TestNeighbours:
                     assert abs(a[0] - b[0]) == 1
 
     def test_the_target_has_the_derivative_of_the_papers_loss(self, source: Neighbours, generator: torch.Generator) -> None:
-        f, g1, g2, d1, d2 = torch.randn(5, 2, 4, 4, 3, generator=generator, dtype=torch.float64)
+        f, g2, d1, d2 = torch.randn(4, 2, 4, 4, 3, generator=generator, dtype=torch.float64)
         R = methods.REGULAR
         n = f.numel()
         paper = 2 * (f - g2) / n + R * 2 * (f - g2 - (d1 - d2)) / n  # d/df of the two squares' means
@@ -185,7 +185,7 @@ class TestNeighbours:
             Neighbours([folder(tmp_path, pictures)], 1, 24, 1, 0, False)
 
     def test_pictures_too_small_for_a_cell_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"^no picture has 16x16 pixels|^no picture has 48x48"):
+        with pytest.raises(DataError, match=r"^no picture has 48x48 pixels: add larger pictures"):
             Neighbours([folder(tmp_path, {f"{i}.png": photo(15, 64) for i in range(2)})], 1, 24, 1, 0, False)
 
 
@@ -196,7 +196,7 @@ class TestPairs:
         return folder(tmp_path, pictures), clean
 
     def test_input_and_target_show_the_same_place_in_both_directions(self, tmp_path: Path, generator: torch.Generator) -> None:
-        path, clean = self.shots(tmp_path, generator)
+        path, _ = self.shots(tmp_path, generator)
         source = Pairs([path], batch=4, patch=32, steps=3, seed=0)
         batches = list(source.batches(0, lambda noisy, level: noisy))
         assert len(batches) == 3
@@ -224,9 +224,7 @@ class TestPairs:
                 wrong += (denoise(noisy[None], 0.0)[0].clamp(0, 1) - clean[i]).square().mean().item() / len(held)
             assert source.measure(denoise) == pytest.approx(-10 * math.log10(wrong), abs=0.3)
 
-    def test_against_clean_pictures_it_is_the_psnr_itself_and_they_are_never_inputs(
-        self, tmp_path: Path, generator: torch.Generator
-    ) -> None:
+    def test_against_clean_pictures_it_is_the_psnr_and_they_are_never_inputs(self, tmp_path: Path, generator: torch.Generator) -> None:
         clean = [photo(64, 96, i) for i in range(3)]
         pictures = {f"noisy/{i}.png": white(x, generator) for i, x in enumerate(clean)} | {f"clean/{i}.png": x for i, x in enumerate(clean)}
         source = Pairs([folder(tmp_path, pictures)], batch=8, patch=32, steps=1, seed=0)
@@ -242,6 +240,10 @@ class TestPairs:
         ((one, other, _),) = source.batches(0, lambda noisy, level: noisy)
         stripes = one - other
         assert (stripes.mean(2).std(1) > 3 * stripes.mean(1).std(1)).all()
+
+    def test_other_noise_is_turned_with_its_picture(self, tmp_path: Path, generator: torch.Generator) -> None:
+        path, _ = self.shots(tmp_path, generator)
+        assert Pairs([path], batch=1, patch=32, steps=1, seed=0)._turns
 
     def test_a_pair_of_two_sizes_is_refused(self, tmp_path: Path) -> None:
         path = folder(tmp_path, {"a_1.png": photo(40, 40), "a_2.png": photo(40, 48), "b_1.png": photo(40, 40), "b_2.png": photo(40, 40)})

@@ -440,6 +440,9 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
         yield {"patch": patch}, f"patch (={patch}) must be a multiple of 8, and not 0: try 96"
     for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
+    yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
+    apart = 'validation (=apart) is for method "clean": pairs holds out some of its own pictures'
+    yield {"method": "pairs", "validation": Path("apart")}, apart
     for lr in (0.0, -1.0, math.nan):
         yield {"lr": lr}, f"lr (={lr}) must be above 0: try 1e-3"
     for clip in (0.0, -1.0, math.nan):
