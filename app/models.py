@@ -119,11 +119,11 @@ class Models:
 
         With the name `auto`, and with none where nobody chose a default, the picture decides.
         """
-        shelf, name = self._shelf, name or self.chosen
-        if name == AUTO:
-            return Auto(dict(shelf), self[None].name).take
-        denoiser = self[name]
-        return lambda pixels: (denoiser, "asked for")
+        shelf, chosen = self._shelf, name or self.chosen
+        if chosen == AUTO:
+            return Auto(shelf, self[None].name).take
+        denoiser, reason = self[chosen], "asked for" if name else "the default"
+        return lambda pixels: (denoiser, reason)
 
     def weights(self, name: str) -> Path:
         """The file that the model called `name` was loaded from."""

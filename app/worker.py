@@ -109,21 +109,12 @@ class Worker:
             with folders.locked(folder, LOCK_SECONDS) as lock:
                 if lock is None or self._stopping.is_set():
                     return  # the job stays in the queue: the next sweep sees to it
-                record = self._ledger.change(id, lambda record: self._begin(record, number))
-                if (record.job.status, record.job.attempt) == ("running", number):
-                    _Attempt(self._ledger, self._settings, record, folder, lock, self._stopping, self._published).run()
+                record = self._ledger.change(id, lambda record: _begin(record, number))
+                _Attempt(self._ledger, self._settings, record, folder, lock, self._stopping, self._published).run()
         except (Problem, _Superseded):
             return  # it was deleted, or another attempt has begun
         except Exception:
             _log.exception("training job %s, attempt %d, broke off", id, number)
-
-    def _begin(self, record: Record, number: int) -> bool:
-        if (record.job.status, record.job.attempt) != ("queued", number):
-            return False
-        record.job.status, record.job.started = "running", record.job.started or now()
-        record.job.reason = None
-        record.beat, record.machine = time.time(), folders.machine()
-        return True
 
 
 class _Superseded(Exception):
@@ -314,6 +305,14 @@ class _Attempt:
 
         with contextlib.suppress(sa.exc.DBAPIError):
             self._ledger.change(self._id, edit)
+
+
+def _begin(record: Record, number: int) -> bool:
+    if (record.job.status, record.job.attempt) != ("queued", number):
+        raise _Superseded
+    record.job.status, record.job.started = "running", record.job.started or now()
+    record.beat, record.machine = time.time(), folders.machine()
+    return True
 
 
 def _end(record: Record, status: Status, reason: str | None = None) -> None:

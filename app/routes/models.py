@@ -51,19 +51,20 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    default: str | None = Field(description="The model used when none is asked for.", examples=["gaussian"])
+    default: str | None = Field(description="The model that stands first when none is asked for.", examples=["gaussian"])
+    chosen: str = Field(description="What was chosen as the default; `auto`: nothing, the picture decides.", examples=["auto"])
     models: list[Model]
 
 
 class Choice(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="Name of a model, see `GET /models`.", examples=["my-scanner"])
+    model: str = Field(description="Name of a model, see `GET /models`; `auto`: none, the picture decides.", examples=["my-scanner"])
 
 
 class Chosen(BaseModel):
     default: str = Field(examples=["my-scanner"])
-    previous: str | None = Field(description="With which to go back.", examples=["gaussian"])
+    previous: str = Field(description="With which to go back.", examples=["auto"])
 
 
 router = APIRouter(tags=["models"])
@@ -72,13 +73,13 @@ router = APIRouter(tags=["models"])
 @router.get("/models", summary="List the models")
 async def list_models(models: ModelsNow) -> ModelList:
     """Every model that can be asked for with `model=`."""
-    return ModelList(default=models.default, models=[_told(models, each, SUMMARY) for each in models])
+    return ModelList(default=models.default, chosen=models.chosen, models=[_told(models, each, SUMMARY) for each in models])
 
 
 @router.put("/models/default", summary="Choose the default model", responses=problem_responses(UnknownModel, Invalid))
 async def choose_model(choice: Choice, models: ModelsNow) -> Chosen:
     """From the next request on, also after a restart. Pictures that are being denoised are finished with the model they began with."""
-    previous = models.default
+    previous = models.chosen
     await anyio.to_thread.run_sync(models.choose, choice.model)
     return Chosen(default=choice.model, previous=previous)
 

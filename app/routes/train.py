@@ -28,7 +28,7 @@ from app.errors import (
     problem_responses,
 )
 from app.folders import LOG, SAMPLE
-from app.models import RESERVED
+from app.models import NO_NAMES
 from app.orders import Activate, Job, Method, Order, Status
 from app.samples import Panel
 from app.state import JobsNow, ModelsNow, SettingsNow
@@ -76,7 +76,7 @@ class Wishes(BaseModel):
     def _a_range(self) -> Self:
         if self.sigma_min > self.sigma_max:
             raise ValueError(f"sigma_min = {self.sigma_min:g} must not be above sigma_max = {self.sigma_max:g}")
-        if self.model in (RESERVED, SCRATCH):
+        if self.model in NO_NAMES:
             raise ValueError(f"model = {self.model!r} must be another name: this one has a meaning of its own")
         if self.method != "clean" and self.model_fields_set & {"noise", "sigma_min", "sigma_max"}:
             raise ValueError(

@@ -35,7 +35,7 @@ def test_every_model_is_listed_with_its_card_in_short_and_one_is_the_default(ser
 
 def test_a_service_without_models_lists_none(serve):
     with serve() as client:
-        assert client.get("/models").json() == {"default": None, "models": []}
+        assert client.get("/models").json() == {"default": None, "chosen": "auto", "models": []}
         assert client.get("/models/default").status_code == 503
 
 
@@ -55,16 +55,17 @@ def test_a_model_is_brought_chosen_and_taken_away_again(live, same, models_dir, 
     assert (brought.status_code, brought.headers["Location"]) == (201, "/models/mine")
     assert (brought.json()["shipped"], brought.json()["default"]) == (False, False)
     assert put(live, "mine", same).status_code == 409
-    assert live.put("/models/default", json={"model": "mine"}).json() == {"default": "mine", "previous": "same"}
+    assert live.put("/models/default", json={"model": "mine"}).json() == {"default": "mine", "previous": "auto"}
     assert live.post("/denoise", content=PNG).headers["X-Clearfold-Model"] == "mine"
     assert live.get("/readyz").json()["model"] == "mine"
     assert live.delete("/models/mine").json()["detail"].startswith("model = 'mine': it is the default model")
     with TestClient(create_app(Settings(models_dir=models_dir, train_dir=tmp_path / "train", device="cpu"))) as later:
         assert later.get("/models").json()["default"] == "mine"
-    assert live.put("/models/default", json={"model": "same"}).json() == {"default": "same", "previous": "mine"}
+    assert live.put("/models/default", json={"model": "auto"}).json() == {"default": "auto", "previous": "mine"}
+    assert live.get("/models").json()["chosen"] == "auto"
     assert live.delete("/models/mine").status_code == 204
     assert [each["name"] for each in live.get("/models").json()["models"]] == ["same"]
-    assert [file.name for file in (tmp_path / "train").rglob("*") if file.is_file()] == ["default"]
+    assert [file.name for file in (tmp_path / "train").rglob("*") if file.is_file()] == []
 
 
 def test_a_shipped_model_is_not_taken_away(live, models_dir):
@@ -103,6 +104,7 @@ def test_what_is_no_model_is_refused_and_leaves_nothing_behind(live, same, tmp_p
         assert str(tmp_path) not in answer.json()["detail"], what
     assert put(live, "..", same).status_code in (404, 405, 422)
     assert put(live, "default", same).status_code == 422
+    assert put(live, "auto", same).status_code == 409
     assert [path for path in (tmp_path / "train").rglob("*") if path.is_file()] == []
 
 
