@@ -6,10 +6,11 @@ The lock is the kernel's (`flock`): it goes when the last process that holds it 
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,10 +83,22 @@ def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def strays(settings: Settings, known: set[str]) -> list[Path]:
-    """Folders that belong to no job and that nobody works in: a process died while it laid pictures, or while it removed a job."""
+@contextmanager
+def workshop(parent: Path) -> Iterator[Path]:
+    """A hidden folder of one's own below `parent`, to make something in that is then moved out of it."""
+    folder = parent / f".{secrets.token_hex(8)}"
+    folder.mkdir(parents=True)
+    try:
+        with locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def strays(parent: Path, pattern: str, known: Collection[str] = ()) -> list[Path]:
+    """Folders below `parent`, but for the known, that nobody works in any more: the process that made or removed them was killed."""
     found = []
-    for folder in (settings.train_dir / "jobs").glob("*"):
+    for folder in parent.glob(pattern):
         if folder.name in known or not folder.is_dir():
             continue
         try:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 import anyio
 from torch import Tensor
 
+from app import folders
 from app.errors import ModelExists, ModelInUse, NotReady, UnknownModel, WeightsRefused
 from app.settings import Settings
 from core import AUTO, Auto, Card, Denoiser, WeightsError
@@ -201,10 +201,9 @@ def keep(settings: Settings, made: Path, sample: Path, job: str, parent: str | N
 
 
 def choose(settings: Settings, name: str) -> None:
-    kept_dir(settings).mkdir(parents=True, exist_ok=True)
-    fresh = kept_dir(settings) / f".{RESERVED}-{secrets.token_hex(4)}"
-    fresh.write_text(name)
-    os.replace(fresh, kept_dir(settings) / RESERVED)
+    with folders.workshop(kept_dir(settings)) as folder:
+        (folder / RESERVED).write_text(name)
+        os.replace(folder / RESERVED, kept_dir(settings) / RESERVED)
 
 
 def _chosen(settings: Settings) -> str | None:
@@ -215,18 +214,15 @@ def _chosen(settings: Settings) -> str | None:
 
 
 def _place(settings: Settings, name: str, save: Callable[[Path], None]) -> None:
-    """Saves a model elsewhere, then moves the card, then the weights, which make it a model; never over another."""
-    folder = kept_dir(settings) / f".{name}-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
-    try:
+    """Saves a model elsewhere, then moves the weights, which make it a model, never over another, then the card for people."""
+    with folders.workshop(kept_dir(settings)) as folder:
         weights, target = folder / (name + SUFFIX), kept_dir(settings) / (name + SUFFIX)
         save(weights)
+        try:
+            os.link(weights, target)
+        except FileExistsError:
+            raise ModelExists(f"model = {name!r}: a model with this name is there, and none is overwritten: choose another name.") from None
         os.replace(weights.with_suffix(".md"), target.with_suffix(".md"))
-        os.link(weights, target)
-    except FileExistsError:
-        raise ModelExists(f"model = {name!r}: a model with this name is there, and none is overwritten: choose another name.") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _weights_in(folder: Path) -> list[Path]:

@@ -89,6 +89,8 @@ def _recipe(order: Order, folder: Path, deadline: float) -> "trainer.Recipe":
     )
     if initial is not None:
         recipe = dataclasses.replace(recipe, lr=recipe.lr * GENTLE)
+    for left in (folder / "made").glob(".*"):  # a file that an earlier attempt was killed in the middle of
+        left.unlink()
     plan = folder / "plan.json"
     if not plan.exists():
         steps = order.steps or _steps_until(deadline, recipe)

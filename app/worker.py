@@ -34,8 +34,10 @@ TICK_SECONDS = 0.5
 SWEEP_SECONDS = 2.0
 LEASE_SECONDS = 30.0
 LOCK_SECONDS = 5.0
-CRASHES = 3
+CRASHES = 5
 """So many deaths of the child without a step gained in between, and the job has failed."""
+KEPT = (folders.LOCK, folders.LOG, folders.SAMPLE)
+"""What stays of a job that is done, until it is deleted."""
 _log = logging.getLogger("clearfold")
 
 
@@ -49,8 +51,7 @@ class Worker:
 
     def start(self) -> None:
         self._sweep()
-        for stray in folders.strays(self._settings, self._ledger.ids()):
-            folders.clear(stray)
+        self._tidy()
         self._queue.serve(self._attempt)
         self._sweeper.start()
 
@@ -76,6 +77,17 @@ class Worker:
                     self._again(record)
             elif self._abandoned(record):
                 self._again(record)
+
+    def _tidy(self) -> None:
+        """Takes away what processes left behind that were killed while they cleared up, or while they made a thing."""
+        jobs = self._settings.train_dir / "jobs"
+        strays = folders.strays(jobs, "*", self._ledger.ids()) + folders.strays(models.kept_dir(self._settings), ".*")
+        for stray in strays:
+            folders.clear(stray)
+        for pictures in jobs.glob("*/pictures"):
+            with contextlib.suppress(Problem):  # it was deleted just now
+                if self._ledger[pictures.parent.name].job.status == "done":
+                    folders.clear(pictures.parent, keep=KEPT)
 
     def _abandoned(self, record: Record) -> bool:
         if record.machine == folders.machine():
@@ -273,7 +285,7 @@ class _Attempt:
             record.job.note, record.job.quality, record.job.activated, record.job.seconds_left = said["note"], quality, wanted, 0.0
 
         self._settle("done", edit=edit)
-        folders.clear(self._folder, keep=(folders.LOCK, folders.LOG, folders.SAMPLE))
+        folders.clear(self._folder, keep=KEPT)
 
     def _settle(self, status: Status, reason: str | None = None, edit: Callable[[Record], None] = lambda record: None) -> None:
         """Writes how the job ended, however long the database takes to answer."""

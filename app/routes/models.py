@@ -1,8 +1,5 @@
 """/models: what there is to denoise with, to look at, to take away, to bring and to choose. Trains nothing."""
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -11,7 +8,7 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import samples
+from app import folders, samples
 from app.errors import (
     BadRequest,
     DiskFull,
@@ -26,7 +23,7 @@ from app.errors import (
     problem_responses,
     told_when_full,
 )
-from app.models import RESERVED, SUFFIX, Models
+from app.models import RESERVED, SUFFIX, Models, kept_dir
 from app.samples import Panel
 from app.settings import Settings
 from app.state import ModelsNow, SettingsNow
@@ -145,21 +142,16 @@ async def take_model(
     request: Request, response: Response, name: Annotated[str, InPath(pattern=NAME)], models: ModelsNow, settings: SettingsNow
 ) -> Model:
     """The body is the safetensors file. It is served once its shapes fit, its numbers are finite and its card can be read."""
-    folder = settings.train_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".upload-")
-    try:
-        with told_when_full(folder):
-            with os.fdopen(handle, "wb") as file:
-                arrived = 0
-                async for chunk in request.stream():
-                    arrived += len(chunk)
-                    if arrived > settings.max_model_bytes:
-                        raise _too_large(settings)
-                    file.write(chunk)
-            denoiser = await anyio.to_thread.run_sync(models.take, Path(temporary), name)
-    finally:
-        os.unlink(temporary)
+    with told_when_full(settings.train_dir), folders.workshop(kept_dir(settings)) as folder:
+        uploaded = folder / "uploaded.safetensors"
+        arrived = 0
+        with uploaded.open("wb") as file:
+            async for chunk in request.stream():
+                arrived += len(chunk)
+                if arrived > settings.max_model_bytes:
+                    raise _too_large(settings)
+                file.write(chunk)
+        denoiser = await anyio.to_thread.run_sync(models.take, uploaded, name)
     response.headers["Location"] = f"/models/{name}"
     return _told(models, denoiser)
 

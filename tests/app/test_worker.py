@@ -156,9 +156,27 @@ def test_folders_that_belong_to_no_job_are_strays_unless_somebody_fills_them(set
         pass
     (foreign / folders.LOCK).write_text("another machine")
     with folders.locked(filled):
-        assert folders.strays(settings, {known}) == [left]
+        assert folders.strays(settings.train_dir / "jobs", "*", {known}) == [left]
     folders.clear(left)
     assert not left.exists()
+
+
+def test_what_was_left_by_processes_that_were_killed_is_taken_away_at_the_start(ledger, queue, settings, job):
+    done, failed = (folders.of(settings, job(status)) for status in ("done", "failed"))
+    for folder in (done, failed):
+        (folder / "pictures").mkdir()
+        (folder / folders.LOG).touch()
+    with folders.workshop(settings.train_dir / "models") as busy:
+        left = settings.train_dir / "models" / ".left"
+        left.mkdir()
+        with folders.locked(left):
+            pass
+        Worker(ledger, queue, settings)._tidy()
+        assert busy.exists()
+    assert not left.exists()
+    assert not busy.exists()
+    assert [path.name for path in done.iterdir()] == [folders.LOG]
+    assert sorted(path.name for path in failed.iterdir()) == [folders.LOG, "pictures"]
 
 
 def test_the_queue_gives_an_attempt_to_one_who_takes_it_and_a_cancelled_one_to_none(ledger):

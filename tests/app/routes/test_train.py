@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from toys import decoded, encoded, noise, wait_for
 
+from app import worker
 from app.main import create_app
 from app.settings import Settings
 
@@ -161,9 +162,10 @@ def test_jobs_wait_for_one_another_and_are_cancelled_before_and_while_they_run(l
     assert live.get(f"/train/{second}").json()["started"] is None
 
 
-def test_a_child_that_is_killed_goes_on_until_it_was_killed_too_often_and_can_then_be_resumed(live, tmp_path):
+def test_a_child_that_is_killed_goes_on_until_it_was_killed_too_often_and_can_then_be_resumed(live, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "CRASHES", 2)
     id = post(live, minutes="60", steps="4")["id"]
-    for _ in range(3):
+    for _ in range(2):
         (child,) = wait_for(lambda: children(tmp_path / "train"), "the child process")
         os.kill(child, signal.SIGKILL)
         wait_for(lambda child=child: child not in children(tmp_path), "the end of the child")
