@@ -35,21 +35,21 @@ ROOT = Path(__file__).parents[2]
 class Service:
     """`clearfold serve` as a process, started anew whenever it was killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, models_dir: Path, threads: int | None = 1) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.folder, self.starts = folder, 0
+        self.folder, self.models_dir, self.threads, self.starts = folder, models_dir, threads, 0
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         environment = {
             **os.environ,
-            "CLEARFOLD_MODELS_DIR": str(self.folder / "shipped"),
+            "CLEARFOLD_MODELS_DIR": str(self.models_dir),
             "CLEARFOLD_TRAIN_DIR": str(self.folder / "train"),
             "CLEARFOLD_DEVICE": "cpu",
-            "OMP_NUM_THREADS": "1",
+            **({} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}),
         }
         with (self.folder / "service.log").open("ab") as log:
             command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)]
@@ -102,7 +102,7 @@ def drive(folder: Path, jobs: int, steps: int, pause: float, chance: random.Rand
     values = {name: value.half() * 0 for name, value, _ in networks.unet().param()}
     (folder / "shipped").mkdir()
     weights.save(folder / "shipped" / "same.safetensors", values, {"title": "Same", "architecture": "unet"})
-    service = Service(folder)
+    service = Service(folder, folder / "shipped")
     service.start()
     files = [("files", (f"{seed}.png", picture(seed))) for seed in range(2)]
     wanted: dict[str, str] = {}  # how each job is to end

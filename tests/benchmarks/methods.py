@@ -39,7 +39,7 @@ def stripes(clean: Tensor, g: torch.Generator) -> Tensor:
 
 
 def blotches(clean: Tensor, g: torch.Generator) -> Tensor:
-    """Gaussian noise smeared over two pixels and more: correlated in both directions, where Neighbor2Neighbor's assumption does not hold."""
+    """Gaussian noise smeared over two pixels and more: correlated in both directions, against what Neighbor2Neighbor assumes."""
     noise = 60 / 255 * torch.randn(clean.shape, generator=g)
     for axis in (0, 1):
         noise = (noise.roll(1, axis) + 2 * noise + noise.roll(-1, axis)) / 4
