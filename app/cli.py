@@ -178,8 +178,12 @@ def denoise(
 
 @cli.command()
 def train(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of clean photographs.", show_default=False)],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of pictures.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The weights file to write.")] = Path("model.safetensors"),
+    method: Annotated[
+        Literal["clean", "pairs", "noisy"],
+        typer.Option(help="clean: noise is put on the pictures; pairs: x_1.png and x_2.png, or two folders; noisy: noisy ones alone."),
+    ] = "clean",
     steps: Annotated[int, typer.Option(min=1, help="Steps of training; the learning rate falls towards the last.")] = 7000,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 8.")] = 96,
@@ -195,12 +199,16 @@ def train(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Train a denoiser on photographs. Ctrl-C saves and stops; the same command with --resume goes on to the very same losses."""
-    from core import trainer
+    """Train a denoiser on photographs, or on noisy pictures of your own.
+
+    Ctrl-C saves and stops; the same command with --resume goes on to the very same losses.
+    """
+    from core import trainer, weights
 
     recipe = trainer.Recipe(
         data=tuple(folders),
         out=output,
+        method=method,
         steps=steps,
         batch=batch,
         patch=patch,
@@ -233,6 +241,10 @@ def train(
         err.print(f"stopped and saved at step {step}: go on with --resume", highlight=False)
         raise typer.Exit(130)
     out.print(f"{path} and its card are written", markup=False, highlight=False, soft_wrap=True)
+    card = weights.load(path)[1]
+    if quality := card.get("quality"):
+        told = ", ".join(f"{who} {quality[who]:.2f}" for who in ("before", "parent", "trained") if quality[who] is not None)
+        out.print(f"{card['note']}\n{quality['what']}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()

@@ -7,26 +7,35 @@ Decides nothing: who raises a problem knows why.
     ├── Forbidden             403    a key without the scope, or a door that is shut here
     ├── NotFound              404
     │   ├── UnknownModel
-    │   └── UnknownJob
+    │   ├── UnknownJob
+    │   └── NothingHere              a file that is not there yet, or never will be
     ├── NotAcceptable         406    no picture format that the client takes
     ├── TimedOut              408    the body did not arrive in time
     ├── Conflict              409
-    │   ├── AlreadyTraining
-    │   └── ModelExists
+    │   ├── NotEnded                 a training job that is queued or runs
+    │   ├── NotResumable             a training job that is done, or has not ended
+    │   ├── ModelExists
+    │   └── ModelInUse               a model that is shipped, or the default
     ├── TooLarge              413    more bytes than the limit
     ├── UnsupportedMedia      415    neither a picture nor a form that holds one
     ├── Invalid               422    a parameter or a field against its rule
     │   ├── PictureRefused           a picture that cannot be read whole, or with too many pixels
-    │   └── PicturesRefused          a set of pictures that cannot be trained on
+    │   ├── PicturesRefused          a set of pictures that cannot be trained on
+    │   └── WeightsRefused           a file that is no model of this program
     ├── Busy                  429    every place in the queue is taken
     │   └── TooOften                 more requests than the rate that is allowed
     ├── Internal              500    our fault
-    └── NotReady              503    no weights are loaded
+    ├── NotReady              503    no weights are loaded
+    ├── JobsAway              503    the jobs' database does not answer
+    └── DiskFull              507
 """
 
+import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request, Response
@@ -95,6 +104,11 @@ class UnknownJob(NotFound):
     example = "id = '3f2a': there is no such training job."
 
 
+class NothingHere(NotFound):
+    title = "There is no such file"
+    example = "Training job '9b1c4e02' has measured nothing so far: follow its events until 'quality'."
+
+
 class NotAcceptable(Problem):
     status = 406
     title = "No picture format that the client takes"
@@ -113,14 +127,24 @@ class Conflict(Problem):
     example = "The request and the state of the service do not fit."
 
 
-class AlreadyTraining(Conflict):
-    title = "A training job is running"
-    example = "Training job '9b1c4e' is running, and one runs at a time: wait until it has ended."
+class NotEnded(Conflict):
+    title = "The training job has not ended"
+    example = "Training job '9b1c4e02' is running: cancel it first."
+
+
+class NotResumable(Conflict):
+    title = "The training job cannot be resumed"
+    example = "Training job '9b1c4e02' is done: only a cancelled or failed one is resumed."
 
 
 class ModelExists(Conflict):
     title = "A model with this name is there"
     example = "model = 'gaussian': a model with this name is there, and none is overwritten: choose another name."
+
+
+class ModelInUse(Conflict):
+    title = "The model is needed"
+    example = "model = 'gaussian': it is the default model: choose another default first."
 
 
 class TooLarge(Problem):
@@ -151,6 +175,11 @@ class PicturesRefused(Invalid):
     example = "'notes.txt' is not a picture that can be read: leave it out."
 
 
+class WeightsRefused(Invalid):
+    title = "The weights cannot be used"
+    example = "The file is not a readable safetensors file: it may be truncated, or of another format."
+
+
 class Busy(Problem):
     status = 429
     title = "Too many pictures are waiting"
@@ -172,6 +201,33 @@ class NotReady(Problem):
     status = 503
     title = "No weights are loaded"
     example = "models_dir = '/models' holds no weights: put a model there, or set CLEARFOLD_MODELS_DIR."
+
+
+class JobsAway(Problem):
+    status = 503
+    title = "The jobs' database does not answer"
+    example = "The jobs' database does not answer: try again in 5 seconds. Denoising goes on."
+
+
+class DiskFull(Problem):
+    status = 507
+    title = "The disk is full"
+    example = "train_dir = '/data' has no space left: nothing was kept; free some and try again."
+
+
+class NothingMore(Exception):
+    """A follower of events has seen the last one: a status that tells it not to come back."""
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """A disk that is full while something is written below `folder` is a DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"train_dir = '{folder}' has no space left: nothing was kept; free some and try again.") from None
 
 
 class ProblemDetails(BaseModel):
@@ -204,6 +260,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ImageError, _picture)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(NothingMore, _no_more)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -251,6 +308,10 @@ async def _internal(request: Request, error: Exception) -> Response:
 async def _gone(request: Request, error: Exception) -> Response:
     _log.info("the client left %s before its answer", request.url.path)
     return Response(status_code=499)  # nobody reads it; it keeps a client's leaving out of the log of errors
+
+
+async def _no_more(request: Request, error: Exception) -> Response:
+    return Response(status_code=204)
 
 
 def _tell(

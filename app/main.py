@@ -1,8 +1,11 @@
 """The service: `create_app()` puts settings, models, workers, jobs and routes together. Does no work of its own."""
 
+import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -89,17 +92,40 @@ def _lifespan(
         metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
         for model in models:
             metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
+        jobs = Jobs(models, settings)
+        await anyio.to_thread.run_sync(jobs.resume)
         async with anyio.create_task_group() as group:
-            yield State(
-                settings=settings,
-                models=models,
-                workers=workers,
-                jobs=Jobs(group, models, settings),
-                metrics=metrics,
-            )
-            group.cancel_scope.cancel()
+            group.start_soon(models.watch)
+            try:
+                _when_told_to_stop(jobs.hang_up)
+                yield State(
+                    settings=settings,
+                    models=models,
+                    workers=workers,
+                    jobs=jobs,
+                    metrics=metrics,
+                )
+            finally:
+                await anyio.to_thread.run_sync(jobs.close)
+                group.cancel_scope.cancel()
 
     return lifespan
+
+
+def _when_told_to_stop(then: Callable[[], None]) -> None:
+    """The server waits for open answers before it ends the lifespan, and a follower's is open until its job has ended: tell it before."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def stop(number: int, frame: FrameType | None, before: Any = before) -> None:
+            then()
+            if callable(before):
+                before(number, frame)
+
+        if callable(before):  # the server's own; without a server nobody waits
+            signal.signal(number, stop)
 
 
 def _page(name: str) -> Callable[[], Any]:

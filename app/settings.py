@@ -84,10 +84,15 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(default="text", description="How the log is written: text, or json with a line an event.")
 
     train_dir: Path = Field(default_factory=_user_data, description="Folder for training jobs and the models that they make.")
+    train_here: bool = Field(default=True, description="Whether this process trains, or leaves that to others on the same jobs_url.")
+    jobs_url: str | None = Field(
+        default=None, description="Database of the training jobs: postgresql://…; unset: the file jobs.sqlite in train_dir."
+    )
     train_minutes: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="Length of a training job unless told.")
     max_train_minutes: float = Field(default=24 * 60.0, gt=0, allow_inf_nan=False, description="Longest training job.")
     max_train_upload_bytes: PositiveInt = Field(default=1024 * MIB, description="Largest body of POST /train, in bytes.")
     max_train_unpacked_bytes: PositiveInt = Field(default=4096 * MIB, description="Largest upload once unzipped, in bytes.")
+    max_model_bytes: PositiveInt = Field(default=256 * MIB, description="Largest weights file that may be uploaded, in bytes.")
     max_train_pictures: PositiveInt = Field(default=10_000, description="Most pictures in one upload for training.")
 
     def limits(self) -> images.Limits:

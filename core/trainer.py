@@ -1,8 +1,8 @@
-"""The training loop of the denoiser: photographs in, weights and their card out. Knows nothing of terminals or HTTP.
+"""The training loop of the denoiser: pictures in, weights and their card out. Knows nothing of terminals or HTTP.
 
 One step is five verbs: take a batch, forward, loss, backward, train. All a run's choices are one `Recipe`; what it tells while it goes is
 one `Progress` after each step, and it stops when `stop` says so. A run is resumed to the very same losses, because a batch is told by
-(seed, step) and the checkpoint holds everything else.
+(seed, step) and the checkpoint holds everything else. What is learned from, clean pictures or others, is a source: see `core.methods`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core import data, hardware, metrics, noise, weights
+from core import data, hardware, methods, metrics, noise, weights
 from core.networks import MULTIPLE, correct, multiply_adds, unet
 from core.nn import L1, Module, Muon, Tape, clip
 
@@ -32,11 +33,12 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class Recipe:
     """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
-    in place of Gaussian noise (see `core.noise`); sizes are in pixels, times in seconds.
+    in place of Gaussian noise (see `core.noise`), both of method "clean" alone; sizes are in pixels, times in seconds.
     """
 
     data: tuple[Path, ...]
     out: Path
+    method: str = "clean"
     steps: int = 7000
     batch: int = 16
     patch: int = 96
@@ -55,6 +57,10 @@ class Recipe:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.method not in methods.METHODS:
+            raise TrainingError(f"method (={self.method}) must be one of {', '.join(methods.METHODS)}")
+        if self.method != "clean" and self.validation is not None:
+            raise TrainingError(f'validation (={self.validation}) is for method "clean": {self.method} holds out some of its own pictures')
         for name in ("steps", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} (={getattr(self, name)}) must be at least 1")
@@ -85,7 +91,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run tells after each step. `psnr` in dB is the averaged weights' on the validation pictures, when they were just measured."""
+    """What a run tells after each step. When the averaged weights were just measured, `psnr` is what the source's `measure` gave, in dB,
+    and `sample` a piece held out, before / by the parent, if there is one / by the averaged weights, side by side: (H, 3 H or 2 H, 3).
+    """
 
     step: int
     steps: int
@@ -93,6 +101,7 @@ class Progress:
     psnr: float | None
     pixels_per_second: float
     seconds_left: float
+    sample: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def train(
@@ -110,30 +119,33 @@ def train(
     device = hardware.take(recipe.device)
     factors = hardware.take_dtype(recipe.dtype, device)
     dtype = hardware.activations(factors, device)
-    training, validation = _pictures(recipe)
-    run = _Run.resumed(recipe, device) if resume else _Run.started(recipe, device)
+    source = _source(recipe)
+    parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
+    judge = _Judge(source, parent)
+    run = _Run.resumed(recipe, judge, device) if resume else _Run.started(recipe, judge, device)
     run.network.multiply_in(factors, dtype)
-    loss = L1()
+    loss = source.loss
     started, first = time.monotonic(), run.step
     saved = started
 
-    for noisy, clean, sigma in _batches(recipe, training, run.step):
-        noisy, clean, sigma = noisy.to(device), clean.to(device), sigma.to(device)
+    for noisy, target, sigma in source.batches(run.step, _denoise(run.network)):
+        noisy, target, sigma = noisy.to(device), target.to(device), sigma.to(device)
         tape: Tape = []
         denoised = correct(run.network, noisy, sigma, tape)
-        value = loss.forward(denoised, clean).item()
+        value = loss.forward(denoised, target).item()
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
-        run.network.derive(loss.backward(denoised, clean).to(dtype), tape)
+        run.network.derive(loss.backward(denoised, target).to(dtype), tape)
         run.update(recipe)
 
         ended = run.step == recipe.steps or stop()
-        psnr = None
+        psnr = sample = None
         if ended or run.step % recipe.evaluate_every == 0:
-            psnr = run.evaluate(validation, factors)
+            psnr, sample = run.evaluate(factors)
         now = time.monotonic()
         pace = (now - started) / (run.step - first)
-        report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, pace * (recipe.steps - run.step)))
+        left = pace * (recipe.steps - run.step)
+        report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, left, sample))
         if psnr is not None or now - saved > recipe.checkpoint_seconds:
             run.save(recipe)
             saved = now
@@ -145,21 +157,21 @@ def train(
 class _Run:
     """All that changes while training: step, weights, their moving average, the optimiser's means."""
 
-    def __init__(self, network: Module, device: torch.device) -> None:
-        self.network = network.to(device)
+    def __init__(self, network: Module, judge: _Judge, device: torch.device) -> None:
+        self.network, self.judge = network.to(device), judge
         self.average = {p.name: p.value.clone() for p in network.param()}
         self.rule = Muon(multiply_in=hardware.fast_dtype(device))
         self.step = self.saved = 0
         self.psnr: dict[str, float] = {}
 
     @classmethod
-    def started(cls, recipe: Recipe, device: torch.device) -> _Run:
+    def started(cls, recipe: Recipe, judge: _Judge, device: torch.device) -> _Run:
         if recipe.initial is not None:
-            return cls(weights.load(recipe.initial)[0], device)
-        return cls(unet(torch.Generator().manual_seed(recipe.seed)), device)
+            return cls(weights.load(recipe.initial)[0], judge, device)
+        return cls(unet(torch.Generator().manual_seed(recipe.seed)), judge, device)
 
     @classmethod
-    def resumed(cls, recipe: Recipe, device: torch.device) -> _Run:
+    def resumed(cls, recipe: Recipe, judge: _Judge, device: torch.device) -> _Run:
         if not recipe.checkpoint.exists():
             raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
         tensors, metadata = weights.read(recipe.checkpoint)
@@ -174,7 +186,7 @@ class _Run:
         def part(kind: str) -> dict[str, Tensor]:
             return {name.removeprefix(kind): value.to(device) for name, value in tensors.items() if name.startswith(kind)}
 
-        run = cls(unet(), device)
+        run = cls(unet(), judge, device)
         run.network.load(part("now."))
         run.average = part("average.")
         run.step = run.saved = int(metadata["step"])
@@ -191,19 +203,15 @@ class _Run:
         for name, value, _ in self.network.param():
             self.average[name].lerp_(value, 1 - keep)
 
-    def evaluate(self, pictures: list[Tensor], factors: torch.dtype) -> float:
-        """Mean PSNR in dB of the averaged weights at sigma 25/255, which is told them, the same noise each time."""
+    def evaluate(self, factors: torch.dtype) -> tuple[float, Tensor]:
+        """The averaged weights' figure in dB, and the sample."""
         network = unet()
         network.load(self.average)
         device = next(iter(self.average.values())).device
-        network.to(device, hardware.weights(factors, device)).multiply_in(factors, hardware.activations(factors, device))
-        total = 0.0
-        for i, clean in enumerate(pictures):
-            noisy = noise.add_gaussian(clean, 25 / 255, data.generator_of(0, i))
-            denoised = correct(network, noisy[None].to(device), 25 / 255)
-            total += metrics.psnr(metrics.to_8bit(denoised[0].cpu()), clean)
-        self.psnr[str(self.step)] = round(total / len(pictures), 3)
-        return total / len(pictures)
+        denoise = _for_inference(network, factors, device)
+        psnr = self.judge.source.measure(denoise)
+        self.psnr[str(self.step)] = round(psnr, 3)
+        return psnr, self.judge.sample(denoise)
 
     def save(self, recipe: Recipe) -> None:
         tensors = {f"now.{p.name}": p.value for p in self.network.param()}
@@ -221,30 +229,147 @@ class _Run:
         return TrainingError(f"{what} at step {self.step}: lower lr (={recipe.lr}) and start {anew}")
 
     def card(self, recipe: Recipe) -> weights.Card:
+        source = self.judge.source
         return {
             "title": recipe.out.stem,
             "architecture": "unet",
-            "summary": "Removes a camera's noise from photographs, and finds its level by itself."
-            if recipe.photographic
-            else "Removes white Gaussian noise of a known or estimated level from photographs.",
-            **({"blind": True} if recipe.photographic else {}),
+            "summary": source.summary,
+            **({"blind": True} if source.blind else {}),
             "multiply_adds_a_pixel": round(multiply_adds(self.network)),
             "weights": sum(p.value.numel() for p in self.network.param()),
             "data": [folder.name for folder in recipe.data],
+            "method": recipe.method,
+            "note": source.note,
+            "quality": self.judge.quality(self.psnr),
             "recipe": {
                 "steps": f"{self.step} of {recipe.steps}",
                 "pixels": self.step * recipe.batch * recipe.patch**2,
                 "batch": f"{recipe.batch} of {recipe.patch}x{recipe.patch}",
-                "loss": "L1",
+                "loss": type(source.loss).__name__,
                 "optimiser": f"Muon {recipe.lr:g}, warm-up over {recipe.warm_up} steps, linear decay, moving average {recipe.average}, "
                 f"derivatives clipped to {recipe.clip:g}",
-                "noise": f"Gaussian, sigma {recipe.sigma[0] * 255:g} to {recipe.sigma[1] * 255:g} in 8-bit steps, uniform"
-                + f"; a camera's in {recipe.photographic:.0%}, the level told in {noise.TOLD:.0%}" * (recipe.photographic > 0),
+                "noise": source.levels,
                 "started from": recipe.initial.name if recipe.initial else "random weights",
                 "seed": recipe.seed,
             },
             "figures": {},
         }
+
+
+class _Judge:
+    """Measures against the input and the parent; each of those just once."""
+
+    def __init__(self, source: methods.Source, parent: methods.Denoise | None) -> None:
+        self.source, self.parent = source, parent
+
+    @cached_property
+    def _sides(self) -> tuple[float, float | None]:
+        return self.source.measure(lambda noisy, level: noisy), None if self.parent is None else self.source.measure(self.parent)
+
+    @cached_property
+    def _panels(self) -> list[Tensor]:
+        noisy, level = self._piece
+        return [noisy, *([] if self.parent is None else [self.parent(noisy[None], level)[0]])]
+
+    @cached_property
+    def _piece(self) -> tuple[Tensor, float]:
+        noisy, level = self.source.sample()
+        side = min(noisy.shape[:2]) // MULTIPLE * MULTIPLE
+        return noisy[:side, :side], level
+
+    def sample(self, denoise: methods.Denoise) -> Tensor:
+        noisy, level = self._piece
+        return methods.beside([*self._panels, denoise(noisy[None], level)[0]])
+
+    def quality(self, psnr: dict[str, float]) -> dict[str, Any]:
+        """For the card: what was measured, and by whom how much. Empty before the first measurement."""
+        if not psnr:
+            return {}
+        before, parent = self._sides
+        trained = list(psnr.values())[-1]
+        return {
+            "what": self.source.what,
+            "before": round(before, 3),
+            "parent": None if parent is None else round(parent, 3),
+            "trained": trained,
+            "better": trained > (before if parent is None else parent),
+        }
+
+
+def _denoise(network: Module) -> methods.Denoise:
+    """`correct` with this network, wherever it is, from the CPU to the CPU."""
+
+    def denoise(noisy: Tensor, level: Tensor | float) -> Tensor:
+        device = network.param()[0].value.device
+        return correct(network, noisy.to(device), level.to(device) if isinstance(level, Tensor) else level).cpu()
+
+    return denoise
+
+
+def _for_inference(network: Module, factors: torch.dtype, device: torch.device) -> methods.Denoise:
+    """The network as a denoiser has it."""
+    network.to(device, hardware.weights(factors, device)).multiply_in(factors, hardware.activations(factors, device))
+    return _denoise(network)
+
+
+class _Clean:
+    """Noise put on clean pictures, which are the targets."""
+
+    note = "The pictures were taken as free of noise; the model is for the noise that was put on them."
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.loss: methods.Loss = L1()
+        self.recipe = recipe
+        self.pictures, self.validation = _pictures(recipe)
+        low, high = recipe.sigma
+        self.level = 25 / 255 if low <= 25 / 255 <= high else (low + high) / 2
+        self.blind = recipe.photographic > 0
+        self.what = (
+            "PSNR in dB, a camera's noise put on"
+            if recipe.photographic == 1
+            else f"PSNR in dB at sigma {self.level * 255:g} in 8-bit steps"
+        )
+        self.summary = (
+            "Removes a camera's noise from photographs, and finds its level by itself."
+            if self.blind
+            else "Removes white Gaussian noise of a known or estimated level from photographs."
+        )
+        self.levels = f"Gaussian, sigma {low * 255:g} to {high * 255:g} in 8-bit steps, uniform" + (
+            f"; a camera's in {recipe.photographic:.0%}, the level told in {noise.TOLD:.0%}" * self.blind
+        )
+
+    def batches(self, first: int, denoise: methods.Denoise) -> Iterator[methods.Batch]:
+        return _batches(self.recipe, self.pictures, first)
+
+    def measure(self, denoise: methods.Denoise) -> float:
+        """Mean PSNR in dB, the same noise each time."""
+        total = 0.0
+        for i, clean in enumerate(self.validation):
+            noisy, level = self._noisy(i)
+            total += metrics.psnr(metrics.to_8bit(denoise(noisy[None], level)[0]), clean)
+        return total / len(self.validation)
+
+    def sample(self) -> tuple[Tensor, float]:
+        noisy, level = self._noisy(0)
+        top, left = ((size - methods.PIECE) // 2 // MULTIPLE * MULTIPLE if size > methods.PIECE else 0 for size in noisy.shape[:2])
+        return noisy[top : top + methods.PIECE, left : left + methods.PIECE], level
+
+    def _noisy(self, index: int) -> tuple[Tensor, float]:
+        clean, generator = self.validation[index], data.generator_of(0, index)
+        if self.recipe.photographic < 1:
+            return noise.add_gaussian(clean, self.level, generator), self.level
+        noisy = noise.add_photographic(clean[None], generator)[0]
+        return noisy, noise.level_of(noisy - clean)
+
+
+def _source(recipe: Recipe) -> methods.Source:
+    blind = recipe.initial is not None and bool(weights.load(recipe.initial)[1].get("blind"))  # the level that its parent is used to
+    if recipe.method == "pairs":
+        return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, blind)
+    if recipe.method == "noisy":
+        ramp = recipe.initial is None  # at first it knows no picture whose neighbours could be compared
+        return methods.Neighbours(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, ramp, blind)
+    return _Clean(recipe)
 
 
 def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:

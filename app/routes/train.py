@@ -1,27 +1,43 @@
-"""POST /train and GET /train/{id}: a model made from pictures that are sent. One job at a time, and no history."""
+"""POST /train and /train/{id}: models made from pictures that are sent, as jobs in a queue. Knows what is asked, not how it is done."""
 
 import secrets
-from typing import Annotated, Self
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+import anyio
+from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app import samples
 from app.errors import (
-    AlreadyTraining,
     BadRequest,
+    DiskFull,
     Invalid,
+    JobsAway,
     ModelExists,
+    NotEnded,
+    NothingHere,
+    NothingMore,
+    NotResumable,
     PicturesRefused,
     TooLarge,
     UnknownJob,
     UnknownModel,
     problem_responses,
 )
-from app.jobs import Job, Order
+from app.folders import LOG, SAMPLE
+from app.models import NO_NAMES
+from app.orders import Activate, Job, Method, Order, Status
+from app.samples import Panel
 from app.state import JobsNow, ModelsNow, SettingsNow
 from app.uploads import lay_pictures
 
 SCRATCH = "scratch"
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+LOOK_SECONDS = 0.4
+RECONNECT_MILLISECONDS = 2000
 
 
 class Wishes(BaseModel):
@@ -29,28 +45,49 @@ class Wishes(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    files: Annotated[list[UploadFile], File(min_length=1, description="Clean pictures, or zips of them.")]
+    files: Annotated[list[UploadFile], File(min_length=1, description="Pictures, or zips of them.")]
+    method: Method = Field(
+        default="clean",
+        description="What the pictures are. `clean`: free of noise; it is put on. `pairs`: two shots of each scene, `x_1.png` and "
+        "`x_2.png`, or `x_noisy.png` and `x_clean.png`, or equal names in two folders. `noisy`: noisy ones and nothing else.",
+        examples=["noisy"],
+    )
     model: str | None = Field(
         default=None,
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        pattern=NAME,
         description="Name for the new model: small letters, digits, '.', '_', '-'.",
         examples=["my-scanner"],
     )
     minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="How long to train.", examples=[10])
     steps: int | None = Field(default=None, ge=1, le=10_000_000, description="Steps at most; by default what `minutes` allow.")
-    sigma_min: float = Field(default=0, ge=0, le=100, allow_inf_nan=False, description="Least noise, in 8-bit steps.")
-    sigma_max: float = Field(default=55, ge=0, le=100, allow_inf_nan=False, description="Most noise, in 8-bit steps.")
+    noise: Literal["gaussian", "camera", "mixed"] = Field(default="gaussian", description="What is put on clean pictures.")
+    sigma_min: float = Field(default=0, ge=0, le=100, allow_inf_nan=False, description="Least Gaussian noise, in 8-bit steps.")
+    sigma_max: float = Field(default=55, ge=0, le=100, allow_inf_nan=False, description="Most Gaussian noise, in 8-bit steps.")
     parent: str | None = Field(
         default=None,
         description=f"Model to start from, `{SCRATCH}` for none; by default the default model.",
         examples=[SCRATCH],
+    )
+    activate: Activate = Field(
+        default="never", description="Whether it is to be the default model when it is done.", examples=["if_better"]
     )
 
     @model_validator(mode="after")
     def _a_range(self) -> Self:
         if self.sigma_min > self.sigma_max:
             raise ValueError(f"sigma_min = {self.sigma_min:g} must not be above sigma_max = {self.sigma_max:g}")
+        if self.model in NO_NAMES:
+            raise ValueError(f"model = {self.model!r} must be another name: this one has a meaning of its own")
+        if self.method != "clean" and self.model_fields_set & {"noise", "sigma_min", "sigma_max"}:
+            raise ValueError(
+                f"noise, sigma_min and sigma_max are for method = 'clean': with {self.method!r} the pictures bring their noise"
+            )
         return self
+
+
+class JobList(BaseModel):
+    jobs: list[Job]
+    next: str | None = Field(description="The address of the page after this one.", examples=["/train?limit=20&before=9b1c4e02"])
 
 
 router = APIRouter(tags=["training"])
@@ -65,7 +102,7 @@ router = APIRouter(tags=["training"])
             "description": "The job, with its address in `Location`.",
             "headers": {"Location": {"schema": {"type": "string"}, "example": "/train/9b1c4e02"}},
         },
-        **problem_responses(BadRequest, UnknownModel, AlreadyTraining, ModelExists, TooLarge, Invalid, PicturesRefused),
+        **problem_responses(BadRequest, UnknownModel, ModelExists, TooLarge, Invalid, PicturesRefused, JobsAway, DiskFull),
     },
 )
 async def start_training(
@@ -76,27 +113,137 @@ async def start_training(
     models: ModelsNow,
     jobs: JobsNow,
 ) -> Job:
-    """Starts one background job. Noise is added to the pictures, and the model learns to take it away."""
+    """Puts one job into the queue. It goes on where it was when the service or the machine starts anew."""
     minutes = wishes.minutes or settings.train_minutes
     if minutes > settings.max_train_minutes:
         raise Invalid(f"minutes = {minutes:g}: max_train_minutes = {settings.max_train_minutes:g}: ask for fewer.")
-    parent = wishes.parent or models.default or SCRATCH
+    asked = wishes.parent or models.default or SCRATCH
+    parent = None if asked == SCRATCH else models[asked].name
     order = Order(
+        method=wishes.method,
         model=wishes.model or f"trained-{secrets.token_hex(3)}",
         minutes=minutes,
         steps=wishes.steps,
+        noise=wishes.noise,
         sigma_min=wishes.sigma_min,
         sigma_max=wishes.sigma_max,
-        parent=None if parent == SCRATCH else models.weights(models[parent].name).absolute(),
+        parent=parent,
+        activate=wishes.activate,
         device=settings.device,
     )
     uploads = [(file.filename or "file", file.file) for file in wishes.files]
-    job = await jobs.start(order, lambda folder: lay_pictures(uploads, folder, settings))
-    response.headers["Location"] = str(request.url_for("tell_job", id=job.id).path)
+    weights = None if parent is None else models.weights(parent).absolute()
+    job = await jobs.start(order, lambda folder: lay_pictures(uploads, folder, settings, order.method), weights)
+    response.headers["Location"] = f"/train/{job.id}"
     return job
 
 
-@router.get("/train/{id}", summary="How a training job goes", responses=problem_responses(UnknownJob))
+@router.get("/train", summary="List the training jobs", responses=problem_responses(UnknownJob, Invalid, JobsAway))
+async def list_jobs(
+    jobs: JobsNow,
+    limit: Annotated[int, Query(ge=1, le=100, description="Most jobs on a page.")] = 20,
+    before: Annotated[str | None, Query(description="Only jobs that were ordered before this one.")] = None,
+    status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
+) -> JobList:
+    """The newest first."""
+    found = await jobs.page(limit + 1, before, status)
+    more = f"/train?limit={limit}&before={found[limit - 1].id}" + (f"&status={status}" if status else "") if len(found) > limit else None
+    return JobList(jobs=found[:limit], next=more)
+
+
+@router.get("/train/{id}", summary="How a training job goes", responses=problem_responses(UnknownJob, JobsAway))
 async def tell_job(id: str, jobs: JobsNow) -> Job:
     """Its state, its last figures, or why it failed."""
-    return jobs[id]
+    return await jobs.get(id)
+
+
+async def _from(
+    id: str,
+    jobs: JobsNow,
+    last_event_id: Annotated[int, Header(ge=0, description="The number of the last event that was seen; 0: none.")] = 0,
+) -> int:
+    """The number after which to tell. Asked before the answer begins, so that an unknown job is a plain 404."""
+    _, over = await jobs.events(id, last_event_id)
+    if over:
+        raise NothingMore
+    return last_event_id
+
+
+@router.get(
+    "/train/{id}/events",
+    summary="Follow a training job",
+    response_class=EventSourceResponse,
+    responses={204: {"description": "The job has ended, and all was told before."}, **problem_responses(UnknownJob, JobsAway)},
+)
+async def follow_job(id: str, jobs: JobsNow, after: Annotated[int, Depends(_from)]) -> AsyncIterator[ServerSentEvent]:
+    """Events from the first, or from after `Last-Event-ID`, until the job has ended: `job` with its whole state at each change of it,
+    `progress` after some steps, `quality` when it was measured and `sample.png` is new."""
+    yield ServerSentEvent(comment="the events so far, then as they come", retry=RECONNECT_MILLISECONDS)
+    while True:
+        try:
+            events, over = await jobs.events(id, after)
+        except (UnknownJob, JobsAway):  # deleted meanwhile, or to be asked again by whoever reconnects
+            return
+        for event in events:
+            yield ServerSentEvent(event=event.kind, data=event.data, id=str(event.number))
+            after = event.number
+        if over or jobs.hung_up:
+            return
+        if not events:
+            await anyio.sleep(LOOK_SECONDS)
+
+
+@router.get(
+    "/train/{id}/sample.png",
+    summary="What it makes of a picture kept apart",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **problem_responses(UnknownJob, NothingHere, JobsAway)},
+)
+async def show_sample(
+    request: Request,
+    id: str,
+    jobs: JobsNow,
+    show: Annotated[Panel | None, Query(description="One of the panels; all side by side if not given.")] = None,
+) -> Response:
+    """The picture before, as the parent denoises it, and as the new model does by now: squares side by side."""
+    path = await jobs.file(id, SAMPLE)
+    if not path.exists():
+        raise NothingHere(f"Training job {id!r} has measured nothing so far: follow its events until 'quality'.")
+    return await samples.answer(request, path, show)
+
+
+@router.get(
+    "/train/{id}/log",
+    summary="What its processes wrote",
+    response_class=FileResponse,
+    responses={200: {"content": {"text/plain": {}}}, **problem_responses(UnknownJob, NothingHere, JobsAway)},
+)
+async def show_log(id: str, jobs: JobsNow) -> Response:
+    """Of all attempts, for whoever looks for the reason of a failure."""
+    path = await jobs.file(id, LOG)
+    if not path.exists():
+        raise NothingHere(f"Training job {id!r} has not begun, and has no log.")
+    return FileResponse(path, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
+
+
+@router.post("/train/{id}/cancel", summary="Cancel a training job", responses=problem_responses(UnknownJob, JobsAway))
+async def cancel_job(id: str, jobs: JobsNow) -> Job:
+    """One that is queued is cancelled at once, one that runs within two seconds; its checkpoint is kept. Does nothing to one that ended."""
+    return await jobs.cancel(id)
+
+
+@router.post(
+    "/train/{id}/resume",
+    summary="Resume a training job",
+    status_code=202,
+    responses=problem_responses(UnknownJob, NotResumable, ModelExists, JobsAway),
+)
+async def resume_job(id: str, jobs: JobsNow) -> Job:
+    """One that was cancelled or failed goes into the queue once more, and on from its last checkpoint."""
+    return await jobs.go_on(id)
+
+
+@router.delete("/train/{id}", summary="Delete a training job", status_code=204, responses=problem_responses(UnknownJob, NotEnded, JobsAway))
+async def delete_job(id: str, jobs: JobsNow) -> None:
+    """One that has ended, with its files. The model that it made stays."""
+    await jobs.remove(id)

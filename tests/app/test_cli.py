@@ -443,10 +443,26 @@ def photos(here: Path) -> Path:
     return here / "photos"
 
 
+@pytest.mark.parametrize("method", ["pairs", "noisy"])
+def test_train_learns_from_noisy_pictures(clearfold: Clearfold, here: Path, method: str) -> None:
+    for i in range(4):
+        picture(f"shots/{i // 2}_{i % 2 + 1}.png", seed=i, size=(40, 32))
+    said = clearfold("train", "shots", "-o", "mine.safetensors", "--method", method, "--steps", "1", *TINY)
+    assert (said.status, mistakes(said)) == (0, [])
+    assert weights.load(Path("mine.safetensors"))[1]["method"] == method
+    Path("shots/1_2.png").unlink()
+    if method == "pairs":
+        said = clearfold("train", "shots", "--method", method, *TINY)
+        assert mistakes(said) == [f"clearfold: '{Path('shots/1_1.png')}' has no other half: add it, or leave this one out"]
+
+
 def test_train_writes_weights_that_denoise(clearfold: Clearfold, photos: Path, here: Path) -> None:
     said = clearfold("train", "photos", "-o", "made/mine.safetensors", "--steps", "2", *TINY)
     assert (said.status, mistakes(said)) == (0, [])
-    assert said.out == "made/mine.safetensors and its card are written\n"
+    written, note, quality = said.out.splitlines()
+    assert written == "made/mine.safetensors and its card are written"
+    assert note == "The pictures were taken as free of noise; the model is for the noise that was put on them."
+    assert re.fullmatch(r"PSNR in dB at sigma 25 in 8-bit steps: before \d\d\.\d\d, trained \d\d\.\d\d", quality)
     assert re.search(r"^step 2 of 2  loss 0\.\d{4}  PSNR \d+\.\d\d dB  .* Mpx/s  0 s left$", said.err, re.MULTILINE)  # a log's line
     assert files(here / "made") == ["mine.checkpoint", "mine.md", "mine.safetensors"]
     assert weights.load(Path("made/mine.safetensors"))[1]["recipe"]["noise"] == "Gaussian, sigma 0 to 55 in 8-bit steps, uniform"

@@ -6,7 +6,7 @@ import pytest
 from toys import Gate, Toy, encoded, noise
 
 from app import errors
-from app.errors import PROBLEM_JSON, AlreadyTraining, Problem
+from app.errors import PROBLEM_JSON, NotEnded, Problem
 from app.jobs import Jobs
 
 PNG = encoded(noise())
@@ -18,7 +18,7 @@ def broken(pixels, sigma, keep_going):
 
 
 def busy(*args, **options):
-    raise AlreadyTraining(AlreadyTraining.example)
+    raise NotEnded(NotEnded.example)
 
 
 FAILURES = {

@@ -45,6 +45,15 @@ def test_models_made_by_training_are_served_again_after_a_restart(models_dir, tm
         assert [each["name"] for each in client.get("/models").json()["models"]] == ["same", "mine"]
 
 
+FILES = {
+    "get /train/{id}/events": "text/event-stream",
+    "get /train/{id}/log": "text/plain",
+    "get /train/{id}/sample.png": "image/png",
+    "get /models/{name}/sample.png": "image/png",
+    "get /models/{name}/weights": "application/octet-stream",
+}
+
+
 @pytest.fixture
 def schema(serve):
     with serve(Toy()) as client:
@@ -60,19 +69,41 @@ def answers(schema):
 
 def test_the_schema_names_the_service_and_its_doors(schema):
     assert (schema["info"]["title"], schema["info"]["version"]) == ("Clearfold", __version__)
-    assert set(schema["paths"]) == {"/denoise", "/denoise/batch", "/train", "/train/{id}", "/models", "/livez", "/readyz", "/metrics"}
+    assert set(schema["paths"]) == {
+        "/denoise",
+        "/denoise/batch",
+        "/livez",
+        "/metrics",
+        "/models",
+        "/models/default",
+        "/models/{name}",
+        "/models/{name}/sample.png",
+        "/models/{name}/weights",
+        "/readyz",
+        "/train",
+        "/train/{id}",
+        "/train/{id}/cancel",
+        "/train/{id}/events",
+        "/train/{id}/log",
+        "/train/{id}/resume",
+        "/train/{id}/sample.png",
+    }
 
 
 def test_every_answer_is_described_with_its_content_type_and_an_example(schema):
     pictures = {form.media_type for form in images.FORMATS.values()}
     for door, status, answer in answers(schema):
-        types = set(answer["content"])
+        types = set(answer.get("content", ()))
         if door == "post /denoise" and status == "200":
             assert types == pictures
         elif door == "post /denoise/batch" and status == "200":
             assert types == {"application/zip"}
         elif door == "get /metrics" and status == "200":
             assert types == {MEDIA_TYPE}
+        elif status == "204":
+            assert types == set()
+        elif status == "200" and door in FILES:
+            assert types == {FILES[door]}
         elif status.startswith("2"):
             assert types == {"application/json"}, door
             assert shows(schema, answer["content"]["application/json"]["schema"]), door
@@ -98,8 +129,10 @@ def test_every_door_describes_the_failures_that_it_has_of_its_own(schema):
         told[door].add(status)
     assert all("default" in statuses for statuses in told.values())
     assert told["post /denoise"] >= {"200", "400", "404", "413", "415", "422", "429", "503"}
-    assert told["post /train"] >= {"202", "400", "404", "409", "413", "422"}
-    assert told["get /train/{id}"] == {"200", "404", "default"}
+    assert told["post /train"] >= {"202", "400", "404", "409", "413", "422", "503", "507"}
+    assert told["get /train/{id}"] == {"200", "404", "503", "default"}
+    assert told["delete /train/{id}"] == {"204", "404", "409", "503", "default"}
+    assert told["put /models/{name}"] == {"201", "400", "409", "413", "422", "507", "default"}
     assert told["get /readyz"] == {"200", "503", "default"}
 
 

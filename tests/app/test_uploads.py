@@ -84,3 +84,38 @@ def test_all_pictures_together_have_a_limit(tmp_path):
 def test_what_cannot_be_trained_on_is_named(tmp_path, upload, words):
     with pytest.raises(PicturesRefused, match=words):
         lay(tmp_path, upload)
+
+
+def test_a_hundred_thousand_entries_are_refused_by_the_list_of_contents(tmp_path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in range(100_000):
+            archive.writestr(f"{i}.png", b"")
+    with pytest.raises(PicturesRefused, match="more pictures than max_train_pictures = 10000: send fewer"):
+        lay(tmp_path, ("a.zip", file.getvalue()))
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+def pairs(folder: Path, *names: str) -> list[str]:
+    pictures = [(name, io.BytesIO(encoded(noise(100, 96, seed)))) for seed, name in enumerate(names)]
+    lay_pictures(pictures, folder / "in", Settings(), "pairs")
+    return sorted(str(path.relative_to(folder / "in")) for path in folder.rglob("*") if path.is_file())
+
+
+def test_pairs_lie_in_two_folders_under_equal_names(tmp_path):
+    laid = pairs(tmp_path / "two", "b_1.png", "b_2.png", "a_2.png", "a_1.png")
+    assert laid == ["other/00001.png", "other/00002.png", "shot/00001.png", "shot/00002.png"]
+    assert (tmp_path / "two/in/shot/00002.png").read_bytes() == encoded(noise(100, 96, 3))
+    laid = pairs(tmp_path / "truth", "clean/x.png", "noisy/x.png", "noisy/y.png", "clean/y.png")
+    assert laid == ["clean/00001.png", "clean/00002.png", "shot/00001.png", "shot/00002.png"]
+    assert (tmp_path / "truth/in/clean/00001.png").read_bytes() == encoded(noise(100, 96, 0))
+
+
+def test_pairs_that_do_not_match_are_named(tmp_path):
+    with pytest.raises(PicturesRefused, match=r"^'b_1\.png' has no other half: add it, or leave this one out\.$"):
+        pairs(tmp_path / "half", "a_1.png", "a_2.png", "b_1.png", "c_2.png")
+    with pytest.raises(PicturesRefused, match=r"^files holds 2 pictures, and 4 are needed at least, one pair to train on and one"):
+        pairs(tmp_path / "one", "a_1.png", "a_2.png")
+    pictures = [(f"{name}.png", io.BytesIO(encoded(noise(100 + 4 * (name == "b_2"), 96)))) for name in ("a_1", "a_2", "b_1", "b_2")]
+    with pytest.raises(PicturesRefused, match=r"^'b_1\.png' is 100 by 96 pixels and 'b_2\.png' 104 by 96: both of a pair"):
+        lay_pictures(pictures, tmp_path / "in", Settings(), "pairs")

@@ -91,6 +91,9 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
     assert sorted(file.name for file in it.out.parent.iterdir()) == ["m.checkpoint", "m.md", "m.safetensors"]
     assert [(p.step, p.steps, p.psnr is None) for p in told] == [(1, 2, True), (2, 2, False)]
     denoiser = Denoiser.load(it.out, "cpu", "float32")
+    quality = denoiser.card["quality"]
+    assert quality.pop("trained") == round(told[-1].psnr or 0, 3)
+    assert quality.pop("before") == pytest.approx(20, abs=0.5)  # sigma 25, some of it clipped by no one
     assert denoiser.card == {
         "title": "m",
         "architecture": "unet",
@@ -98,6 +101,9 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
         "multiply_adds_a_pixel": 196544,
         "weights": 4177740,
         "data": [it.data[0].name],
+        "method": "clean",
+        "note": "The pictures were taken as free of noise; the model is for the noise that was put on them.",
+        "quality": {"what": "PSNR in dB at sigma 25 in 8-bit steps", "parent": None, "better": quality["better"]},
         "recipe": {
             "steps": "2 of 2",
             "pixels": 2 * 2 * 16 * 16,
@@ -110,7 +116,7 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
         },
         "figures": {},
     }
-    assert it.out.with_suffix(".md").read_text() == weights.card_text(denoiser.card)
+    assert it.out.with_suffix(".md").read_text() == weights.card_text(weights.load(it.out)[1])
     started = {p.name: p.value for p in networks.unet(torch.Generator().manual_seed(0)).param()}
     assert all(not torch.equal(p.value, started[p.name].half().float()) for p in denoiser.network.param())
 
@@ -435,6 +441,9 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
         yield {"patch": patch}, f"patch (={patch}) must be a multiple of 8, and not 0: try 96"
     for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
+    yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
+    apart = 'validation (=apart) is for method "clean": pairs holds out some of its own pictures'
+    yield {"method": "pairs", "validation": Path("apart")}, apart
     for lr in (0.0, -1.0, math.nan):
         yield {"lr": lr}, f"lr (={lr}) must be above 0: try 1e-3"
     for clip in (0.0, -1.0, math.nan):

@@ -1,0 +1,223 @@
+"""The jobs' table: what was asked for, how it goes, and every event of it. The one place with SQL; runs nothing.
+
+Whatever changes a job does so in one transaction on its row, together with the event that tells of it and with the queue's entry for it, so
+that a process may be killed between any two lines. SQLite and PostgreSQL are known; several processes may share either.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from app.errors import ModelExists, UnknownJob
+from app.orders import ENDED, Event, Job, Order, Status
+
+SILENT_SECONDS = 10.0
+"""A running job is shown as queued when its worker was not heard of for so long."""
+
+
+@dataclass
+class Record:
+    """A job's row. `beat`: when its worker was last heard of, seconds since 1970; `machine`: where that worker runs."""
+
+    job: Job
+    order: Order
+    beat: float = 0.0
+    machine: str = ""
+    crashes: int = 0
+    crashed_at: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.job.status in ENDED
+
+    def shown(self) -> Job:
+        """As it is told to whoever asks: running only if a worker says so."""
+        silent = self.job.status == "running" and time.time() - self.beat > SILENT_SECONDS
+        return self.job.model_copy(update={"status": "queued"}) if silent else self.job
+
+
+_tables = sa.MetaData()
+_jobs = sa.Table(
+    "clearfold_jobs",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("id", sa.String(32), nullable=False, unique=True),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("claim", sa.String(64), unique=True),  # the model's name, while the job may still make it
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("order", sa.Text, nullable=False),
+    sa.Column("beat", sa.Float, nullable=False),
+    sa.Column("machine", sa.String(255), nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False),
+    sa.Column("crashed_at", sa.Integer),
+)
+_events = sa.Table(
+    "clearfold_events",
+    _tables,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+)
+
+
+class Ledger:
+    """The table. Blocks while the database works: to be called in threads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.make_url(url)
+        if self.url.get_backend_name() == "sqlite" and self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        elif self.url.drivername in ("postgresql", "postgres"):
+            self.url = self.url.set(drivername="postgresql+psycopg")
+        self._engine = sa.create_engine(self.url, pool_pre_ping=True)
+        if self.url.get_backend_name() == "sqlite":
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        try:
+            _tables.create_all(self._engine)
+        except sa.exc.DBAPIError:  # another process was creating them just now
+            _tables.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    def add(self, record: Record, enqueue: Callable[[sa.Connection, Record], None]) -> None:
+        """A new job and its place in the queue. Raises ModelExists when another job is about to make that model."""
+        try:
+            with self._writing() as connection:
+                connection.execute(_jobs.insert().values(id=record.job.id, **_row(record)))
+                _tell(connection, record.job.id, "job", _plain(record.job))
+                enqueue(connection, record)
+        except sa.exc.IntegrityError:
+            raise ModelExists(
+                f"model = {record.order.model!r}: another training job is about to make it: choose another name.", model=record.order.model
+            ) from None
+
+    def __getitem__(self, id: str) -> Record:
+        with self._engine.connect() as connection:
+            return _record(id, connection.execute(sa.select(_jobs).where(_jobs.c.id == id)).mappings().first())
+
+    def page(self, limit: int, before: str | None = None, status: Status | None = None) -> list[Record]:
+        """The newest first, those before a given one."""
+        query = sa.select(_jobs).order_by(_jobs.c.number.desc()).limit(limit)
+        if status is not None:
+            query = query.where(_jobs.c.status == status)
+        with self._engine.connect() as connection:
+            if before is not None:
+                number = connection.execute(sa.select(_jobs.c.number).where(_jobs.c.id == before)).scalar()
+                if number is None:
+                    raise UnknownJob(f"before = {before!r}: there is no such training job.")
+                query = query.where(_jobs.c.number < number)
+            return [_record(row["id"], row) for row in connection.execute(query).mappings()]
+
+    def active(self) -> list[Record]:
+        """The jobs that have not ended, the oldest first."""
+        with self._engine.connect() as connection:
+            query = sa.select(_jobs).where(_jobs.c.status.notin_(ENDED)).order_by(_jobs.c.number)
+            return [_record(row["id"], row) for row in connection.execute(query).mappings()]
+
+    def ids(self) -> set[str]:
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(_jobs.c.id)).scalars())
+
+    def claimed(self, model: str) -> bool:
+        """Whether a job that has not ended is about to make that model."""
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(_jobs.c.id).where(_jobs.c.claim == model)).first() is not None
+
+    def change(
+        self,
+        id: str,
+        edit: Callable[[Record], bool],
+        events: Sequence[tuple[str, dict[str, Any]]] = (),
+        enqueue: Callable[[sa.Connection, Record], None] | None = None,
+    ) -> Record:
+        """Edits a job's row, nobody else being able to meanwhile. Nothing is written if `edit` says no.
+
+        A new status is told as an event, after `events`. `enqueue` puts the job's attempt into the queue in the same transaction.
+        """
+        try:
+            with self._writing() as connection:
+                row = connection.execute(sa.select(_jobs).where(_jobs.c.id == id).with_for_update()).mappings().first()
+                record = _record(id, row)
+                before = record.job.model_copy()
+                if not edit(record):
+                    return record
+                connection.execute(_jobs.update().where(_jobs.c.id == id).values(**_row(record)))
+                for kind, data in events:
+                    _tell(connection, id, kind, data)
+                if (before.status, before.attempt) != (record.job.status, record.job.attempt):
+                    _tell(connection, id, "job", _plain(record.job))
+                if enqueue is not None:
+                    enqueue(connection, record)
+                return record
+        except sa.exc.IntegrityError:
+            raise ModelExists(f"id = {id!r}: another training job is about to make the same model: cancel that first.") from None
+
+    def remove(self, id: str) -> None:
+        with self._writing() as connection:
+            connection.execute(_events.delete().where(_events.c.id == id))
+            connection.execute(_jobs.delete().where(_jobs.c.id == id))
+
+    def events(self, id: str, after: int = 0, limit: int = 500) -> list[Event]:
+        query = sa.select(_events).where(_events.c.id == id, _events.c.number > after).order_by(_events.c.number).limit(limit)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Event(number=row["number"], kind=row["kind"], data=json.loads(row["data"])) for row in rows]
+
+
+def now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "status": record.job.status,
+        "claim": None if record.ended else record.order.model,
+        "job": record.job.model_dump_json(),
+        "order": record.order.model_dump_json(),
+        "beat": record.beat,
+        "machine": record.machine,
+        "crashes": record.crashes,
+        "crashed_at": record.crashed_at,
+    }
+
+
+def _record(id: str, row: sa.RowMapping | None) -> Record:
+    if row is None:
+        raise UnknownJob(f"id = {id!r}: there is no such training job.")
+    job, order = Job.model_validate_json(row["job"]), Order.model_validate_json(row["order"])
+    return Record(job, order, row["beat"], row["machine"], row["crashes"], row["crashed_at"])
+
+
+def _tell(connection: sa.Connection, id: str, kind: str, data: dict[str, Any]) -> None:
+    last = connection.execute(sa.select(sa.func.max(_events.c.number)).where(_events.c.id == id)).scalar()
+    connection.execute(_events.insert().values(id=id, number=(last or 0) + 1, kind=kind, data=json.dumps(data)))
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver begins no transaction of its own: `_begin_sqlite` does
+    connection.execute("PRAGMA journal_mode=WAL")  # whoever reads never waits
+    connection.execute("PRAGMA busy_timeout=30000")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A transaction that reads before it writes takes the lock at once: two of them would otherwise both read the old row.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")

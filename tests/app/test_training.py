@@ -1,0 +1,79 @@
+"""The child process of a training job, driven as the worker drives it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import DEADLINE_SECONDS, encoded, noise
+
+import app
+from app.orders import Order
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """The folder of a job that would run for an hour."""
+    (tmp_path / "pictures").mkdir()
+    for seed in range(2):
+        (tmp_path / f"pictures/{seed}.png").write_bytes(encoded(noise(100, 100, seed)))
+    (tmp_path / "order.json").write_text(Order(model="m", minutes=60, steps=10**6, device="cpu").model_dump_json())
+    return tmp_path
+
+
+def child(job: Path, seconds: float = 0.0, prepare: str = "pass") -> "subprocess.Popen[bytes]":
+    code = f"import sys; from pathlib import Path; {prepare}; from app.training import main; main(Path(sys.argv[1]), float(sys.argv[2]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(job), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(app.__file__).parents[1],
+    )
+
+
+def test_a_child_ends_when_its_parent_is_gone(job):
+    with child(job) as process:
+        assert json.loads(process.stdout.readline())["step"] == 1
+        process.stdin.close()
+        assert process.wait(DEADLINE_SECONDS) == 1
+
+
+def test_a_child_that_cannot_train_says_why(job):
+    (job / "pictures/1.png").unlink()
+    with child(job) as process:
+        said = [json.loads(line) for line in process.stdout]
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert list(said[-1]) == ["failed"]
+    assert "two pictures are needed" in said[-1]["failed"]
+
+
+def test_a_child_that_breaks_leaves_its_last_words_in_the_log(job):
+    (job / "order.json").write_text("{")
+    with child(job) as process:
+        log = process.stderr.read()
+        assert process.wait(DEADLINE_SECONDS) == 1
+    assert b"Order" in log
+
+
+def test_a_disk_that_is_full_is_said_to_be_and_the_checkpoint_before_is_kept(job):
+    order = Order(model="m", minutes=60, steps=2, device="cpu")
+    (job / "order.json").write_text(order.model_dump_json())
+    # A file that may not grow as large as a checkpoint is refused by the kernel just as by a full disk.
+    with child(job, prepare="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))") as process:
+        said = [json.loads(line) for line in process.stdout]
+        assert process.wait(DEADLINE_SECONDS) == 0
+    assert said[-1]["failed"].startswith("The disk is full (")
+    assert [path.name for path in (job / "made").iterdir()] == []
+    with child(job) as process:
+        said = [json.loads(line) for line in process.stdout]
+    assert said[-1]["weights"] == str(job / "made/m.safetensors")
+
+
+def test_time_that_was_trained_before_counts(job):
+    (job / "order.json").write_text(Order(model="m", minutes=1, device="cpu").model_dump_json())
+    with child(job, seconds=60.0) as process:
+        said = [json.loads(line) for line in process.stdout]
+    assert [line["step"] for line in said if "step" in line] == [1]
+    assert "weights" in said[-1]
