@@ -1,6 +1,7 @@
 """What bounds the work at hand: bytes counted as they arrive, seconds while they do not, pixels as they wait. Knows no picture."""
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -56,7 +57,8 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         body = self.limits.get(scope["path"], self.other)
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
         arrived, complete, deadline = 0, False, time.monotonic() + self.max_receive_seconds
 
         async def counted() -> Message:
@@ -81,12 +83,27 @@ class BodyLimit:
                     )
             return message
 
+        async def told(message: Message) -> None:
+            """An answer that is ready before all has come waits for the rest: a client that still sends would never read it."""
+            if message["type"] == "http.response.start" and not complete and (declared or "transfer-encoding" in headers):
+                await drain()
+            await send(message)
+
+        async def drain() -> None:
+            room = body.most - arrived
+            if declared.isdecimal() and int(declared) > body.most:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.max_silence_seconds):
+                    while room >= 0 and (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                        room -= len(message.get("body", b""))
+
         too_large = TooLarge(
             f"The body is larger than {body.name} = {body.most}: send a smaller one, or raise CLEARFOLD_{body.name.upper()}.",
             limit={body.name: body.most},
         )
         try:
-            await self.app(scope, counted, send)
+            await self.app(scope, counted, told)
         finally:
             self._held -= arrived if body.held else 0
 

@@ -118,8 +118,9 @@ class Cleaned:
     seconds: dict[str, float]
 
 
-async def _upload(request: Request) -> Upload:
-    """The picture of a form's `file`, or of the raw body."""
+async def _upload(request: Request, workers: WorkersNow) -> Upload:
+    """The picture of a form's `file`, or of the raw body; not even looked at when there is no place for it."""
+    workers.refuse_if_full()
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         async with request.form(max_files=1) as form:

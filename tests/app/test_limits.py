@@ -66,6 +66,22 @@ def test_every_other_path_has_a_limit_too():
         limited(Body(b"more than twenty bytes"), path="/elsewhere")
 
 
+@pytest.mark.parametrize(("declared", "pieces", "taken"), [("9", 3, 3), ("99", 3, 0)])
+def test_an_early_answer_waits_for_the_rest_of_a_body_that_is_not_too_large(declared, pieces, taken):
+    body = Body(*[b"123"] * pieces)
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 429, "headers": []})
+
+    async def send(message):
+        sent.append((message["status"], body.taken))
+
+    scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": [(b"content-length", declared.encode())]}
+    anyio.run(bounded(app), scope, body.receive, send)
+    assert sent == [(429, taken)]
+
+
 def test_bodies_in_memory_are_counted_over_all_requests_until_they_are_answered():
     scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": []}
 
