@@ -239,8 +239,8 @@ export class Denoise {
       item.picture.getContext("2d").drawImage(bitmap, 0, 0);
       bitmap.close();
       this.#update();
-    } catch {
-      // no picture: the service will say so in words
+    } catch (error) {
+      if (item !== this.current) this.#fail(item, error); // what is looked at tells by itself
     }
   }
 
@@ -329,7 +329,7 @@ export class Denoise {
   #fill() {
     const { sigma, strength, model, format, quality } = this.settings;
     this.auto.checked = sigma === "auto";
-    this.sigma.set(sigma === "auto" ? this.current?.sigma ?? 0 : sigma);
+    this.sigma.set(sigma === "auto" ? this.current?.sigma : sigma);
     this.strength.set(strength);
     this.presets.forEach((button, i) => button.setAttribute("aria-pressed", text.settings.presets[i].strength === strength));
     const names = [...new Set([...this.models.names, ...(model ? [model] : [])])];
@@ -656,7 +656,7 @@ export class Denoise {
     const states = ["waiting", "sending", "working", "busy"];
     const active = Boolean(item?.stop) && states.includes(item.state);
     hide(this.working, !active);
-    this.over.classList.toggle("working", active); // which says more than the hint
+    this.over.classList.toggle("busy", active); // which says more than the hint
     for (const each of this.items) {
       if (each.stop) each.word.textContent = this.#stateWord(each);
     }

@@ -28,7 +28,7 @@ export const say = (words) => {
 // A slider with its name and its value, which can be typed too.
 export function range({ label, id, min, max, step, value, shown, oninput }) {
   const slider = h("input", { type: "range", id, min, max, step, value });
-  const number = h("input", { type: "number", min, max, step: "any", value, "aria-label": shown ?? label, inputMode: "decimal" });
+  const number = h("input", { type: "number", min, max, step: "any", value, "aria-label": shown ?? label, inputMode: "decimal", placeholder: "–" });
   const within = (v) => Math.min(Number(max), Math.max(Number(min), v));
   slider.addEventListener("input", () => {
     number.value = slider.value;
@@ -46,8 +46,8 @@ export function range({ label, id, min, max, step, value, shown, oninput }) {
     element,
     slider,
     set: (v) => {
-      slider.value = v;
-      number.value = Math.round(v * 100) / 100;
+      slider.value = v ?? 0;
+      number.value = v === undefined ? "" : Math.round(v * 100) / 100;
     },
   };
 }
@@ -67,4 +67,44 @@ export function settled(milliseconds, work) {
     clearTimeout(timer);
     timer = setTimeout(work, milliseconds);
   };
+}
+
+// Acts only when pressed twice: what is deleted does not come back.
+export function twice(name, sure, act) {
+  const reset = () => {
+    button.textContent = name;
+    asked = false;
+  };
+  let asked = false;
+  const press = () => {
+    if (asked) act();
+    else {
+      button.textContent = sure;
+      asked = true;
+      say(sure);
+    }
+  };
+  const button = h("button", { type: "button", onclick: press, onblur: reset }, name);
+  return button;
+}
+
+export const facts = (rows, label) =>
+  h("dl", { class: "facts", "aria-label": label }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+
+// Files of a drop, those of its folders too, each with its path.
+export async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files].map((file) => ({ file, path: file.name }));
+  const found = [];
+  const walk = async (entry) => {
+    if (entry.isFile) found.push({ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), path: entry.fullPath.slice(1) });
+    else {
+      const reader = entry.createReader();
+      for (let some; (some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length; ) {
+        for (const each of some) await walk(each);
+      }
+    }
+  };
+  for (const entry of entries) await walk(entry);
+  return found.filter(({ path }) => !path.split("/").some((part) => part.startsWith(".")));
 }

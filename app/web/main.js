@@ -4,7 +4,8 @@ import { h, hide, installLive } from "./dom.js";
 import { setKey } from "./service.js";
 import { text } from "./strings.js";
 
-const parts = { denoise: new Denoise({ needKey: () => askKey() }) };
+const shared = { needKey: () => askKey() };
+const parts = { denoise: new Denoise(shared) };
 
 const links = Object.keys(parts).map((name) => h("a", { href: `#${name}` }, text.parts[name]));
 const main = h("main", { id: "main", tabIndex: -1 }, Object.values(parts).map((part) => part.element));
@@ -12,12 +13,12 @@ const header = h(
   "header",
   {},
   h("a", { class: "skip", href: "#main", onclick: skip }, text.skip),
-  h("h1", {}, h("span", { class: "mark", "aria-hidden": "true" }), text.name),
+  h("h1", {}, h("span", { class: "mark", "aria-hidden": "true" }), h("span", {}, text.name)),
   h("nav", { "aria-label": text.navigation }, links),
   h(
     "div",
     { class: "aside" },
-    h("button", { type: "button", class: "quiet", onclick: () => keys.showModal() }, text.help),
+    h("button", { type: "button", class: "quiet help", onclick: () => keys.showModal() }, text.help),
     h("button", { type: "button", class: "quiet", onclick: () => askKey() }, text.key),
     h("a", { class: "quiet", href: "docs" }, text.interface),
   ),
@@ -93,4 +94,5 @@ window.addEventListener("keydown", (event) => {
   } else if (!parts.denoise.element.hidden && parts.denoise.key(event)) event.preventDefault();
 });
 window.addEventListener("keyup", (event) => parts.denoise.keyUp(event));
+window.addEventListener("models", () => parts.denoise.loadModels());
 window.addEventListener("blur", () => parts.denoise.viewer.hold(false));

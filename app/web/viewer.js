@@ -15,8 +15,9 @@ const NEAR = 24; // how near to the line, in CSS pixels, a press takes it
 export const VIEWS = ["before", "split", "after", "removed"];
 
 export class Viewer {
-  constructor({ onmove, onview, onzoom }) {
-    Object.assign(this, { onmove, onview, onzoom });
+  // names: what the two sides are called
+  constructor({ onmove, onview, onzoom, names = [text.viewer.before, text.viewer.after] }) {
+    Object.assign(this, { onmove, onview, onzoom, names });
     this.canvas = h("canvas", { class: "picture" });
     this.handle = h("div", {
       class: "handle",
@@ -28,7 +29,7 @@ export class Viewer {
       "aria-orientation": "horizontal",
       onkeydown: (event) => this.#slide(event),
     });
-    this.tags = [h("span", { class: "tag left" }, text.viewer.before), h("span", { class: "tag right" }, text.viewer.after)];
+    this.tags = [h("span", { class: "tag left" }, names[0]), h("span", { class: "tag right" }, names[1])];
     this.element = h(
       "div",
       { class: "stage", role: "group", tabIndex: 0, "aria-label": text.viewer.label, onkeydown: (event) => this.#key(event) },
@@ -244,7 +245,7 @@ export class Viewer {
     this.handle.hidden = !split;
     this.tags[0].hidden = !this.before || !(split || view === "before");
     this.tags[1].hidden = !this.before || view === "before";
-    this.tags[1].textContent = view === "removed" ? text.viewer.removed(this.gain) : text.viewer.after;
+    this.tags[1].textContent = view === "removed" ? text.viewer.removed(this.gain) : this.names[1];
     if (!this.before) return;
     context.imageSmoothingEnabled = this.scale <= SMOOTH;
     if (!split) return this.#side(view, 0, canvas.width);
