@@ -477,6 +477,7 @@ export class Denoise {
         sigma: header("X-Clearfold-Sigma"),
         model: decodeURIComponent(header("X-Clearfold-Model") ?? ""),
         device: header("X-Clearfold-Device"),
+        dropped: header("X-Clearfold-Dropped"),
         seconds: (served || performance.now() - began) / 1000,
         strength,
       };
@@ -645,6 +646,7 @@ export class Denoise {
         [words.time, duration(result.seconds)],
         [words.file, `${result.name}, ${bytes(result.blob.size)}`],
       );
+      if (result.dropped) rows.push([words.dropped, result.dropped]);
     }
     this.facts.replaceChildren(...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
     hide(this.facts, rows.length === 0);

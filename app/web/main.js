@@ -47,7 +47,10 @@ function askKey() {
       "close",
       () => {
         const given = keyDialog.returnValue === "use";
-        if (given) setKey(keyField.value);
+        if (given) {
+          setKey(keyField.value);
+          window.dispatchEvent(new Event("models"));
+        }
         keyDialog.returnValue = "";
         resolve(given);
       },

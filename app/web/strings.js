@@ -137,6 +137,7 @@ export const text = {
     size: "Picture",
     sizeValue: (width, height) => `${width} × ${height}, ${megapixels(width, height)}`,
     file: "File",
+    dropped: "Left out",
   },
 
   problem: {

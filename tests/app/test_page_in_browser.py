@@ -331,6 +331,31 @@ def test_a_picture_larger_than_the_window_opens_on_its_noisiest_flat_patch(page:
     expect(page.locator(".percent")).to_have_text("100 %")
 
 
+def test_two_fingers_zoom_and_one_moves(open_tab: Tabs, service: Service) -> None:
+    page = open_tab(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page.goto(service.address)
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("1")
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[int, int]) -> None:
+        at = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    touch("touchStart", (160, 300), (200, 300))
+    for apart in (40, 60, 80):
+        touch("touchMove", (180 - apart, 300), (180 + apart, 300))
+    touch("touchEnd")
+    expect(page.locator(".percent")).to_have_text(re.compile(r"^([3-4]\d\d) %$"))
+    zoomed = shown(page)
+    touch("touchStart", (180, 300))
+    touch("touchMove", (120, 260))
+    touch("touchEnd")
+    moved = shown(page)
+    assert farthest(zoomed.crop((60, 40, 360, 300)), moved.crop((0, 0, 300, 260))) == 0
+
+
 # Settings
 
 
