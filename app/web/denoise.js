@@ -19,7 +19,7 @@ export class Denoise {
     this.needKey = needKey;
     this.items = [];
     this.settings = fromAddress();
-    this.models = { names: [], standard: "" };
+    this.models = [];
     this.pace = 0; // seconds a pixel, as last seen
     this.previewSoon = settled(SETTLE, () => this.preview());
     this.viewer = new Viewer({
@@ -116,7 +116,7 @@ export class Denoise {
     };
     const option = (value, label) => h("option", { value }, label);
     let modelField, formatField;
-    [modelField, this.model] = select("model", words.model, option("", words.standard("")));
+    [modelField, this.model] = select("model", words.model, option("", words.automatic));
     [formatField, this.format] = select("format", words.format, [option("", words.same), ...Object.entries(words.formats).map(([value, label]) => option(value, label))]);
     this.quality = range({ label: words.quality, id: "quality", min: 1, max: 100, step: 1, value: 95, oninput: change("quality") });
 
@@ -176,8 +176,7 @@ export class Denoise {
 
   async loadModels() {
     try {
-      const { models, default: named } = await json("models");
-      this.models = { names: models.map(({ name }) => name), standard: named ?? models.find((each) => each.default)?.name ?? "" };
+      this.models = (await json("models")).models.map(({ name }) => name);
     } catch {
       return; // the first picture will say what is wrong
     }
@@ -332,9 +331,9 @@ export class Denoise {
     this.sigma.set(sigma === "auto" ? this.current?.sigma : sigma);
     this.strength.set(strength);
     this.presets.forEach((button, i) => button.setAttribute("aria-pressed", text.settings.presets[i].strength === strength));
-    const names = [...new Set([...this.models.names, ...(model ? [model] : [])])];
+    const names = [...new Set([...this.models, ...(model ? [model] : [])])];
     this.model.replaceChildren(
-      h("option", { value: "" }, text.settings.standard(this.models.standard)),
+      h("option", { value: "" }, text.settings.automatic),
       ...names.map((name) => h("option", { value: name }, name)),
     );
     this.model.value = model;
@@ -477,6 +476,7 @@ export class Denoise {
         sigma: header("X-Clearfold-Sigma"),
         model: decodeURIComponent(header("X-Clearfold-Model") ?? ""),
         device: header("X-Clearfold-Device"),
+        reason: header("X-Clearfold-Reason"),
         dropped: header("X-Clearfold-Dropped"),
         seconds: (served || performance.now() - began) / 1000,
         strength,
@@ -642,6 +642,7 @@ export class Denoise {
       rows.push(
         [words.noise, words.noiseValue(result.sigma, result.strength)],
         [words.model, result.model],
+        ...(result.reason && !this.settings.model && this.models.length > 1 ? [[words.reason, result.reason]] : []),
         [words.device, result.device],
         [words.time, duration(result.seconds)],
         [words.file, `${result.name}, ${bytes(result.blob.size)}`],

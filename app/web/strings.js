@@ -85,7 +85,7 @@ export const text = {
     ],
     presetsLabel: "Strength in words",
     model: "Model",
-    standard: (name) => (name ? `Default (${name})` : "Default"),
+    automatic: "Automatic",
     saving: "Format and quality",
     format: "Format",
     same: "As it came",
@@ -138,6 +138,7 @@ export const text = {
     sizeValue: (width, height) => `${width} × ${height}, ${megapixels(width, height)}`,
     file: "File",
     dropped: "Left out",
+    reason: "Because",
   },
 
   problem: {
@@ -203,6 +204,7 @@ export const text = {
     nameHint: "small letters, digits, . _ -",
     namePlaceholder: "my-camera",
     parent: "Start from",
+    standard: (name) => (name ? `The default, ${name}` : "The default"),
     scratch: "Nothing: from scratch",
     minutes: "Minutes",
     activate: "Use it at once if it is better",

@@ -188,7 +188,7 @@ export class Train {
     const { models, default: standard } = await json("models").catch(() => ({ models: [] }));
     const names = models.map(({ name }) => name);
     const option = (value, name) => h("option", { value }, name);
-    this.parent.replaceChildren(option("", text.settings.standard(standard ?? models.find((each) => each.default)?.name)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
+    this.parent.replaceChildren(option("", words.standard(standard ?? models.find((each) => each.default)?.name)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
   }
 
   async #start() {
