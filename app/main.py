@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 import anyio
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
@@ -28,8 +28,14 @@ from app.settings import Settings
 from app.state import State
 
 PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; worker-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types worker"
 )
+DOCS_POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+ASSET_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,  # a worker keeps to that of its own script
+    "Cache-Control": "no-cache",  # asked for anew, by its ETag: scripts of two versions would not fit together
+}
 WEB = Path(__file__).parent / "web"
 
 
@@ -73,10 +79,10 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
     errors.install(app)
     for door in (denoise, train, models, health):
         app.include_router(door.router)
-    app.add_api_route("/", _page("index.html"), include_in_schema=False)
-    app.add_api_route("/docs", _page("docs/index.html"), include_in_schema=False)
-    app.add_api_route("/favicon.ico", _page("favicon.svg"), include_in_schema=False)  # asked for beside a bare picture
-    app.mount("/web", StaticFiles(directory=WEB))
+    app.add_api_route("/", _page("index.html", PAGE_POLICY), include_in_schema=False)
+    app.add_api_route("/docs", _page("docs/index.html", DOCS_POLICY), include_in_schema=False)
+    app.add_api_route("/favicon.ico", _page("favicon.svg", PAGE_POLICY), include_in_schema=False)  # asked for beside a bare picture
+    app.mount("/web", _Assets(directory=WEB))
     return app
 
 
@@ -128,8 +134,15 @@ def _when_told_to_stop(then: Callable[[], None]) -> None:
             signal.signal(number, stop)
 
 
-def _page(name: str) -> Callable[[], Any]:
+class _Assets(StaticFiles):
+    def file_response(self, *given: Any, **named: Any) -> Response:
+        response = super().file_response(*given, **named)
+        response.headers.update(ASSET_HEADERS)
+        return response
+
+
+def _page(name: str, policy: str) -> Callable[[], Any]:
     async def page() -> FileResponse:
-        return FileResponse(WEB / name, headers={"Content-Security-Policy": PAGE_POLICY})
+        return FileResponse(WEB / name, headers=ASSET_HEADERS | {"Content-Security-Policy": policy})
 
     return page

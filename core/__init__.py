@@ -9,7 +9,7 @@ clean = picture.with_pixels(denoiser(picture.pixels))
 from core import images
 from core.choice import AUTO, Auto
 from core.data import DataError
-from core.denoiser import Cancelled, Denoiser
+from core.denoiser import Cancelled, Denoiser, Region
 from core.hardware import DeviceError
 from core.images import ImageError, Picture
 from core.kernels import KernelError
@@ -26,6 +26,7 @@ __all__ = [
     "ImageError",
     "KernelError",
     "Picture",
+    "Region",
     "WeightsError",
     "images",
 ]

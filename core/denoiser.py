@@ -42,6 +42,30 @@ class Cancelled(Exception):
     """`keep_going` said no: the picture was given up between two strips."""
 
 
+class Region(NamedTuple):
+    """A rectangle of a picture, in pixels from its upper left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.y, self.y + self.height)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.x, self.x + self.width)
+
+    def check(self, H: int, W: int) -> None:
+        """Raises ValueError if it is empty or the picture ends before it does."""
+        x, y, width, height = self
+        if min(width, height) < 1 or min(x, y) < 0 or x + width > W or y + height > H:
+            told = f"{x},{y},{width},{height} (x,y,width,height)"
+            raise ValueError(f"the region {told} must hold a pixel and lie within {W} x {H}: move it there")
+
+
 class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
 
@@ -83,6 +107,18 @@ class Denoiser:
         strip: how many columns, and rows, pass through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
+        return self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), band, strip)
+
+    def _denoise(
+        self,
+        pixels: Tensor,
+        sigma: float | None,
+        strength: float,
+        keep_going: Callable[[], bool],
+        grey: bool,
+        band: int = BAND,
+        strip: int | None = None,
+    ) -> Tensor:
         blind = self.blind and sigma is None
         level = strength * (1.0 if blind else self.estimate(pixels) if sigma is None and strength else sigma or 0.0)
         if not 0 <= level < math.inf:
@@ -92,11 +128,11 @@ class Denoiser:
         band = max(ALIGNED, band // ALIGNED * ALIGNED)
         with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
             if not blind:
-                return self._by_strips(pixels, level, keep_going, band, strip)
-            clean = self._by_strips(pixels, noise.UNTOLD, keep_going, band, strip, share=min(strength, 1.0))
+                return self._by_strips(pixels, level, keep_going, grey, band, strip)
+            clean = self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, share=min(strength, 1.0))
             if strength <= 1:
                 return clean
-            return self._by_strips(pixels, strength * self.found(pixels, clean), keep_going, band, strip)
+            return self._by_strips(pixels, strength * self.found(pixels, clean), keep_going, grey, band, strip)
 
     def found(self, pixels: Tensor, clean: Tensor) -> float:
         """The noise level that a blind network found in `pixels`, by the `clean` ones that it made of them; as `estimate`."""
@@ -105,19 +141,47 @@ class Denoiser:
             squares += (_unit(cleaned) - _unit(noisy)).square().double().sum().item()
         return math.sqrt(squares / pixels.numel())
 
+    def region(
+        self,
+        pixels: Tensor,
+        region: Region,
+        sigma: float | None = None,
+        strength: float = 1.0,
+        keep_going: Callable[[], bool] = lambda: True,
+    ) -> Tensor:
+        """That region of the whole picture's answer, (height, width, 3), at the cost of the region and all that it hangs on around it.
+
+        Equal to it to float32's rounding: what is cut out begins where the whole picture's tiles do. sigma None: the whole picture's.
+        What a blind network finds in the whole picture steers what a strength above 1 does: the whole picture is made then.
+        """
+        _check(pixels)
+        region.check(*pixels.shape[:2])
+        if self.blind and sigma is None and strength > 1:
+            return self(pixels, sigma, strength, keep_going)[region.rows, region.columns]
+        if not self.blind and sigma is None and strength:
+            sigma = self.estimate(pixels)
+        down, rows = self._around(region.rows, pixels.shape[0])
+        across, columns = self._around(region.columns, pixels.shape[1])
+        return self._denoise(pixels[down, across], sigma, strength, keep_going, noise.is_grey(pixels))[rows, columns]
+
+    def _around(self, part: slice, size: int) -> tuple[slice, slice]:
+        """What of 0..size `part` hangs on, and where it lies in that."""
+        first = max(0, part.start // ALIGNED * ALIGNED - self._halo)
+        return slice(first, min(size, part.stop + self._halo)), slice(part.start - first, part.stop - first)
+
     def estimate(self, pixels: Tensor) -> float:
         """The noise level of a picture (H, W, 1 or 3), a standard deviation in [0, 1] image units (see `core.noise.estimate_gaussian`)."""
         _check(pixels)
         return noise.estimate_gaussian(pixels)
 
     def _by_strips(
-        self, pixels: Tensor, level: float, keep_going: Callable[[], bool], band: int, strip: int | None, share: float = 1.0
+        self, pixels: Tensor, level: float, keep_going: Callable[[], bool], grey: bool, band: int, strip: int | None, share: float = 1.0
     ) -> Tensor:
         """`pixels` with that `share` of the correction added which the network makes when told `level`."""
         H, W, C = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
         steps = STEPS.get(pixels.dtype)
-        out, grey = torch.empty(H, W, C, dtype=pixels.dtype if steps else torch.float32), noise.is_grey(pixels)
+        out = torch.empty(H, W, C, dtype=pixels.dtype if steps else torch.float32)
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)

@@ -146,6 +146,11 @@ class Picture:
         kept = self.samples.to(clean.samples.dtype)
         return dataclasses.replace(clean, samples=torch.where(hidden, kept, clean.samples))
 
+    def cut(self, rows: slice, columns: slice) -> Picture:
+        """A part of it, with all that is said of the whole."""
+        alpha = None if self.alpha is None else self.alpha[rows, columns]
+        return dataclasses.replace(self, samples=self.samples[rows, columns], alpha=alpha)
+
     def with_metadata(self, keep: str) -> Picture:
         """`keep`: all of it; `strip`: the colour profile only; `safe`: all but what tells the place."""
         chosen = {"keep": lambda it: it, "strip": Metadata.stripped, "safe": Metadata.safe}[keep]

@@ -1,6 +1,7 @@
 """POST /denoise and /denoise/batch: noisy pictures in, clean ones out. Keeps nothing of either."""
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ from app.limits import KeepGoing
 from app.metrics import Metrics
 from app.models import Taker
 from app.state import MetricsNow, ModelsNow, SettingsNow, WorkersNow
-from core import Cancelled, Denoiser, ImageError, images
+from core import Cancelled, Denoiser, ImageError, Region, images
 
 STEPS = 255
 ENDING = "-denoised"
@@ -70,6 +71,13 @@ def _known_format(name: str) -> str:
     if name not in _NAMES:
         raise ValueError(f"must be one of {', '.join(images.FORMATS)}")
     return _NAMES[name]
+
+
+def _region(text: str) -> str:
+    """Whether the picture holds it is known once that is decoded."""
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){3}", text):
+        raise ValueError("must be four whole numbers: x,y,width,height")
+    return text
 
 
 Sigma = Annotated[Literal["auto"] | Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)], WrapValidator(_sigma)]
@@ -96,6 +104,12 @@ class Wishes(BaseModel):
     metadata: Literal["keep", "strip", "safe"] = Field(
         default="keep",
         description="`keep` EXIF, XMP and IPTC; `safe`: without what tells the place; `strip`: none but the colour profile.",
+    )
+    crop: Annotated[str, AfterValidator(_region)] | None = Field(
+        default=None,
+        description="`x,y,width,height` in pixels of the upright picture: only that region of the answer is made and sent, "
+        "at the region's cost. `auto` still looks at the whole picture.",
+        examples=["0,0,512,384"],
     )
 
 
@@ -253,6 +267,7 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
 
     def clean(noisy: images.Picture) -> images.Picture:
         seen = noisy.visible()
+        region, wanted = _region_of(wishes, noisy)
         part = noisy.opaque(seen)
         moving = used and stack.format != "tiff"  # one level and model for all of an animation, or it would flicker
         denoiser, reason = used[0][1:] if moving else take(part)
@@ -260,10 +275,15 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
         sigma = used[0][0] if moving else wishes.sigma / STEPS if wishes.sigma != "auto" else None if blind else denoiser.estimate(part)
         if sigma == 0 or wishes.strength == 0:
             used.append((sigma or 0.0, denoiser, reason))
-            return noisy
-        cleaned = denoiser(seen, None if blind else sigma, wishes.strength, keep_going)
+            return wanted
+        level = None if blind else sigma
+        if region is None:
+            cleaned = denoiser(seen, level, wishes.strength, keep_going)
+        else:
+            cleaned = denoiser.region(seen, region, level, wishes.strength, keep_going)
+            seen = seen[region.rows, region.columns]
         used.append((denoiser.found(seen, cleaned) if sigma is None else sigma, denoiser, reason))
-        return noisy.denoised(cleaned)
+        return wanted.denoised(cleaned)
 
     def frames() -> Iterator[images.Picture]:
         nonlocal pixels
@@ -291,6 +311,18 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
     file.seek(0)
     sigma, denoiser, reason = used[0]
     return Cleaned(file, size, format, sigma, denoiser, reason, dropped, pixels, seconds)
+
+
+def _region_of(wishes: Wishes, picture: images.Picture) -> tuple[Region | None, images.Picture]:
+    """The region that is wished for, and that part of the picture; None and all of it where there is no such wish."""
+    if wishes.crop is None:
+        return None, picture
+    region = Region(*map(int, wishes.crop.split(",")))
+    try:
+        region.check(*picture.samples.shape[:2])
+    except ValueError as error:
+        raise Invalid(f"crop: {error}.") from None
+    return region, picture.cut(region.rows, region.columns)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -160,7 +160,9 @@ def test_a_page_and_all_it_needs_come_from_this_host_without_inline_script(serve
         assert page.headers["content-type"].startswith("text/html")
         assert "//" not in page.text.replace("<!doctype html>", "")
         assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|<style|\sstyle=", page.text)
-        assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+        policy = page.headers["Content-Security-Policy"]
+        assert policy.startswith(("default-src 'none'; script-src 'self'; style-src 'self';", "default-src 'self';"))
+        assert "unsafe" not in policy
         needed = re.findall(r'(?:src|href)="([^"]+\.\w+)"', page.text)
         assert needed
         for each in needed:

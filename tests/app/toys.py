@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core import Cancelled
+from core import Cancelled, Region
 
 DEADLINE_SECONDS = 300.0
 
@@ -39,6 +39,10 @@ class Toy:
         if not pixels.is_floating_point():
             pixels = pixels.float() / torch.iinfo(pixels.dtype).max
         return pixels if self._work is None else self._work(pixels, sigma, keep_going)
+
+    def region(self, pixels: Tensor, region: Region, sigma: float | None, strength: float, keep_going: Callable[[], bool]) -> Tensor:
+        x, y, width, height = region
+        return self(pixels, sigma, strength, keep_going)[y : y + height, x : x + width]
 
 
 class Gate:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import Cancelled, Denoiser, DeviceError, WeightsError, hardware, kernels, networks, noise, weights
+from core import Cancelled, Denoiser, DeviceError, Region, WeightsError, hardware, kernels, networks, noise, weights
 from core.nn import Module
 from core.nn.stream import Stream
 from tests.core.made import photo, refused, small
@@ -89,6 +89,68 @@ def test_strips_of_the_shipped_architecture_leave_no_trace(strip: int) -> None:
     cut = denoiser(noisy, SIGMA, strip=strip, keep_going=lambda: passes.append(1) is None)
     assert len(passes) == -(-304 // (strip // 32 * 32))
     torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
+
+
+REGIONS = [(0, 0, 1, 1), (50, 60, 20, 10), (130, 149, 1, 1), (33, 70, 98, 80), (0, 0, 131, 150), (97, 0, 34, 150), (64, 96, 32, 32)]
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=str)
+def test_a_region_is_that_of_the_whole_pictures_answer(denoiser: Denoiser, region: tuple[int, int, int, int]) -> None:
+    noisy, (x, y, width, height) = photo(150, 131), region
+    part = denoiser.region(noisy, Region(*region), SIGMA, 1.5)
+    torch.testing.assert_close(part, denoiser(noisy, SIGMA, 1.5)[y : y + height, x : x + width], atol=1e-5, rtol=0)
+
+
+def test_a_region_of_the_shipped_architecture_is_that_of_the_whole_pictures_answer_and_costs_less() -> None:
+    denoiser, noisy = of(lively()), photo(40, 1100)
+    strips: list[int] = []
+    part = denoiser.region(noisy, Region(501, 3, 40, 30), SIGMA, keep_going=lambda: strips.append(1) is None)
+    torch.testing.assert_close(part, denoiser(noisy, SIGMA)[3:33, 501:541], atol=1e-5, rtol=0)
+    seen, _ = denoiser._around(slice(501, 541), 1100)
+    assert 501 - seen.start + seen.stop - 541 < 3 * denoiser._halo
+
+
+def test_a_grey_region_of_a_picture_with_colour_is_no_grey_picture(denoiser: Denoiser) -> None:
+    noisy = photo(150, 131)
+    noisy[:, :100] = noisy[:, :100].mean(2, keepdim=True)
+    whole = denoiser(noisy, SIGMA)
+    torch.testing.assert_close(denoiser.region(noisy, Region(0, 0, 20, 20), SIGMA), whole[:20, :20], atol=1e-5, rtol=0)
+    assert not torch.equal(whole[:20, :20, 0], whole[:20, :20, 1])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.5])
+def test_a_region_by_a_blind_network_is_that_of_the_whole_pictures_answer(generator: torch.Generator, strength: float) -> None:
+    blind = Denoiser(small(generator), {"blind": True}, "made", CPU, torch.float32)
+    noisy = photo(150, 131)
+    part = blind.region(noisy, Region(50, 60, 20, 10), strength=strength)
+    torch.testing.assert_close(part, blind(noisy, strength=strength)[60:70, 50:70], atol=1e-5, rtol=0)
+
+
+def test_a_region_cut_without_its_surroundings_would_differ(denoiser: Denoiser) -> None:
+    noisy, region = photo(150, 131), Region(50, 60, 20, 10)
+    whole = denoiser(noisy, SIGMA)
+    denoiser._halo = 0
+    assert (denoiser.region(noisy, region, SIGMA) - whole[60:70, 50:70]).abs().max() > 1e-3
+
+
+def test_the_noise_level_of_a_region_is_that_of_the_whole_picture(denoiser: Denoiser, generator: torch.Generator) -> None:
+    noisy = photo(150, 131)
+    noisy[:75] = noise.add_gaussian(noisy[:75], SIGMA, generator).clamp(0, 1)
+    region, estimate = Region(40, 100, 60, 40), denoiser.estimate(noisy)
+    assert estimate != pytest.approx(denoiser.estimate(noisy[100:140, 40:100]), rel=0.2)
+    assert torch.equal(denoiser.region(noisy, region), denoiser.region(noisy, region, estimate))
+
+
+def test_a_region_with_strength_0_is_the_pictures_own(denoiser: Denoiser) -> None:
+    noisy = photo(50, 60)
+    assert torch.equal(denoiser.region(noisy, Region(7, 9, 20, 30), strength=0), noisy[9:39, 7:27])
+
+
+@pytest.mark.parametrize("region", [(0, 0, 0, 5), (0, 0, 5, 0), (-1, 0, 5, 5), (0, -1, 5, 5), (56, 0, 5, 5), (0, 46, 5, 5)], ids=str)
+def test_a_region_outside_the_picture_is_refused(denoiser: Denoiser, region: tuple[int, int, int, int]) -> None:
+    told = "the region {},{},{},{} (x,y,width,height) must hold a pixel and lie within 60 x 50: move it there"
+    with refused(ValueError, told.format(*region)):
+        denoiser.region(photo(50, 60), Region(*region), SIGMA)
 
 
 def test_bands_that_did_not_overlap_would_leave_a_trace(denoiser: Denoiser) -> None:

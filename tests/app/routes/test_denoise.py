@@ -131,9 +131,31 @@ class TestAuto:
         assert (headers["X-Clearfold-Model"], headers["X-Clearfold-Reason"]) == ("mine", "no photo to choose from")
 
 
+def test_only_the_region_that_was_asked_for_is_made_and_sent(serve):
+    toy = Toy(lambda pixels, sigma, going: 1 - pixels)
+    picture = noise()
+    picture.putalpha(noise().getchannel("R"))
+    with serve(toy) as client:
+        whole, part = (ask(client, encoded(picture), **query) for query in ({}, {"crop": "5,3,10,8"}))
+    assert part.status_code == 200, part.text
+    assert decoded(part.content).tobytes() == decoded(whole.content).crop((5, 3, 15, 11)).tobytes()
+    assert part.headers["X-Clearfold-Sigma"] == whole.headers["X-Clearfold-Sigma"]
+
+
+@pytest.mark.parametrize("crop", ["0,0,25,1", "0,0,0,0", "24,0,1,1", "0,999999999,1,1"])
+def test_a_region_outside_the_picture_is_refused(serve, crop):
+    with serve(Toy()) as client:
+        answer = ask(client, crop=crop)
+    assert answer.status_code == 422
+    assert f"the region {crop} (x,y,width,height) must hold a pixel and lie within 24 x 16" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
+        ({"crop": "1,2,3"}, "crop = '1,2,3': must be four whole numbers: x,y,width,height."),
+        ({"crop": "-1,0,5,5"}, "crop = '-1,0,5,5': must be four whole numbers: x,y,width,height."),
+        ({"crop": "0,0,5,5e9"}, "crop = '0,0,5,5e9': must be four whole numbers: x,y,width,height."),
         ({"sigma": "nan"}, "sigma = 'nan': must be 'auto' or a number from 0 to 100."),
         ({"sigma": "inf"}, "sigma = 'inf': must be 'auto' or a number from 0 to 100."),
         ({"sigma": "100.1"}, "sigma = '100.1': must be 'auto' or a number from 0 to 100."),

@@ -1,0 +1,107 @@
+// The Models part: what there is to denoise with, which of them is used, and what each says of itself.
+import { facts, h, hide, save, say, twice } from "./dom.js";
+import { ask, json } from "./service.js";
+import { bytes, text } from "./strings.js";
+
+const words = text.models;
+const changed = () => window.dispatchEvent(new Event("models"));
+
+export class Models {
+  constructor({ needKey }) {
+    this.needKey = needKey;
+    this.alert = h("div", { class: "problem", role: "alert", hidden: true });
+    this.list = h("ul", { class: "models" });
+    const chooser = h("input", { type: "file", hidden: true, accept: ".safetensors" });
+    chooser.addEventListener("change", () => {
+      this.#try(() => this.#upload(chooser.files[0]));
+    });
+    this.element = h(
+      "div",
+      { class: "sheet" },
+      h("h2", {}, words.title),
+      this.alert,
+      this.list,
+      h("div", { class: "row" }, h("button", { type: "button", onclick: () => chooser.click() }, words.upload), h("span", { class: "note" }, words.uploadHint)),
+      chooser,
+    );
+  }
+
+  show() {
+    this.#try(() => this.#load());
+  }
+
+  async #try(work) {
+    try {
+      hide(this.alert);
+      await work();
+    } catch (error) {
+      this.alert.replaceChildren(h("strong", {}, error.title ?? text.problem.title), h("p", {}, error.detail ?? error.message));
+      hide(this.alert, false);
+      if (error.status === 401 && (await this.needKey())) this.#try(work);
+    }
+  }
+
+  async #load() {
+    const { models } = await json("models");
+    this.list.replaceChildren(...(models.length ? models.map((model) => this.#row(model)) : [h("li", {}, words.none)]));
+  }
+
+  #row(model) {
+    const path = `models/${encodeURIComponent(model.name)}`;
+    const act = (name, label, work) => h("button", { type: "button", "aria-label": `${label}: ${name}`, onclick: () => this.#try(work) }, label);
+    const whole = h("div", { class: "card" });
+    const card = h("details", { ontoggle: () => card.open && this.#try(async () => whole.replaceChildren(shown((await json(path).catch(() => model)).card))) }, h("summary", {}, words.card), whole);
+    const origin = [
+      model.shipped === true && words.shipped,
+      model.shipped === false && words.own,
+      model.parent && words.parent(model.parent),
+      Number.isFinite(model.bytes) && bytes(model.bytes),
+    ];
+    const remove = twice(words.remove, words.sure, () =>
+      this.#try(async () => {
+        await ask(path, { method: "DELETE" });
+        say(words.removed(model.name));
+        changed();
+        await this.#load();
+      }),
+    );
+    return h(
+      "li",
+      {},
+      h("h3", {}, model.name, model.default && h("span", { class: "pill", "data-status": "done" }, words.isDefault)),
+      model.card?.summary && h("p", {}, String(model.card.summary)),
+      h("p", { class: "note" }, origin.filter(Boolean).join(" · "), model.job && " · ", model.job && h("a", { href: `#train/${encodeURIComponent(model.job)}` }, words.job)),
+      h(
+        "div",
+        { class: "row" },
+        !model.default && act(model.name, words.use, () => this.#use(model.name)),
+        model.bytes !== undefined && act(model.name, words.download, async () => save(await (await ask(`${path}/weights`)).blob(), `${model.name}.safetensors`)),
+        model.shipped === false && !model.default && remove,
+      ),
+      card,
+    );
+  }
+
+  async #use(name) {
+    const headers = { "Content-Type": "application/json" };
+    await ask("models/default", { method: "PUT", headers, body: JSON.stringify({ model: name }) });
+    say(words.changed(name));
+    changed();
+    await this.#load();
+  }
+
+  async #upload(file) {
+    const name = file.name.replace(/\.safetensors$/, "");
+    await ask(`models/${encodeURIComponent(name)}`, { method: "PUT", headers: { "Content-Type": "application/octet-stream" }, body: file });
+    say(words.added(name));
+    changed();
+    await this.#load();
+  }
+}
+
+// Whatever a card holds: a word, a list, or more of its kind.
+function shown(value) {
+  if (Array.isArray(value)) return value.some((each) => each && typeof each === "object") ? h("div", {}, value.map(shown)) : h("span", {}, value.join(", "));
+  if (value && typeof value === "object") return facts(Object.entries(value).map(([key, each]) => [key.replaceAll("_", " "), shown(each)]));
+  return h("span", {}, String(value));
+}

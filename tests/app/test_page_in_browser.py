@@ -1,0 +1,549 @@
+"""The page, used in a true browser as a person would use it: by mouse, by keyboard, with good files and bad ones."""
+
+import base64
+import json
+import re
+import shlex
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import httpx
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from browsing import Tabs, launched, needs_browser, served, shoot, tabs
+from PIL import Image, ImageChops
+from playwright.sync_api import Browser, Locator, Page, expect
+from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
+
+from app.main import WEB, create_app
+from app.models import Models
+from app.settings import Settings
+from core import Denoiser
+from tests.core.made import photo
+
+pytestmark = needs_browser
+
+WIDTH, HEIGHT = 300, 200
+MOST_BYTES = 150_000
+"""Of script and style together."""
+
+
+def noisy(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> bytes:
+    added = torch.randn(height, width, 3, generator=torch.Generator().manual_seed(seed)) * 20 / 255
+    values = (photo(height, width, seed) + added).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return encoded(Image.frombytes("RGB", (width, height), values.numpy().tobytes()))
+
+
+CAT, DOG = noisy(), noisy(seed=1)
+
+
+class Service:
+    """The service behind the page: the shipped model, and one that waits at a gate until it is opened."""
+
+    def __init__(self, address: str, gates: list[Gate]) -> None:
+        self.address, self._gates = address, gates
+
+    def gate(self) -> Gate:
+        """A new gate, at which the next picture stops."""
+        self._gates.append(Gate())
+        return self._gates[-1]
+
+    def denoise(self, data: bytes, **query: object) -> bytes:
+        return httpx.post(f"{self.address}/denoise", params=query, content=data).raise_for_status().content
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    gates = [Gate()]
+    settings = Settings(train_dir=tmp_path_factory.mktemp("page"), device="cpu", workers=1, max_queued_pictures=0)
+    gated = cast(Denoiser, Toy(lambda *given: gates[-1](*given), name="gated"))
+    with served(create_app(settings, lambda settings: Models(settings, *Models.load(settings), gated))) as address:
+        yield Service(address, gates)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_tab(browser: Browser, service: Service) -> Iterator[Tabs]:
+    with tabs(browser, service.address) as open_tab:
+        yield open_tab
+
+
+@pytest.fixture
+def page(open_tab: Tabs, service: Service) -> Page:
+    page = open_tab(viewport={"width": 1100, "height": 700})
+    page.goto(service.address)
+    return page
+
+
+def choose(page: Page, *files: tuple[str, bytes]) -> None:
+    chosen = [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in files]
+    page.locator("input[type=file]:not([capture])").set_input_files(chosen)  # type: ignore[arg-type]
+
+
+def hint(page: Page) -> Locator:
+    return page.locator(".hint")
+
+
+def previewed(page: Page) -> None:
+    expect(hint(page)).to_have_text(re.compile("^Preview of what is seen"))
+
+
+def frames(page: Page, state: str) -> Locator:
+    return page.locator(f".film li[data-state={state}]")
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def whole(page: Page) -> None:
+    """Denoises the current picture whole."""
+    done = frames(page, "done").count()
+    button(page, "Denoise whole picture").click()
+    expect(frames(page, "done")).to_have_count(done + 1)
+    expect(hint(page)).to_be_hidden()
+
+
+def shown(page: Page) -> Image.Image:
+    """What the canvas shows, once it is drawn and no tile is on its way."""
+    two_frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+    last, now = "", " "
+    while last != now:
+        page.evaluate(two_frames)
+        last, now = now, page.evaluate("() => document.querySelector('canvas.picture').toDataURL()")
+    return decoded(base64.b64decode(now.partition(",")[2])).convert("RGB")
+
+
+def picture(page: Page, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """The part of the canvas where a picture of this size lies at 100 %."""
+    canvas = shown(page)
+    left, top = (canvas.width - width + 1) // 2, (canvas.height - height + 1) // 2
+    return canvas.crop((left, top, left + width, top + height))
+
+
+def farthest(a: Image.Image, b: Image.Image) -> int:
+    return max(high for _, high in ImageChops.difference(a, b.convert("RGB")).getextrema())
+
+
+def accessible(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+# Ways in
+
+
+def test_a_chosen_picture_is_previewed_at_once_and_denoised_whole_on_demand(page: Page, service: Service) -> None:
+    shoot(page, "denoise-empty")
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    shoot(page, "denoise-preview")
+    page.keyboard.press("1")
+    assert farthest(picture(page), decoded(CAT)) == 0
+    page.keyboard.press("3")
+    answer = decoded(service.denoise(CAT))
+    preview = picture(page)
+    assert farthest(preview, decoded(CAT)) > 20
+    assert farthest(preview, answer) <= 1  # to rounding
+    whole(page)
+    assert farthest(picture(page), answer) == 0
+    shoot(page, "denoise-done")
+    facts = page.locator(".facts").inner_text()
+    assert re.search(r"Noise level\s*σ \d\d\.\d\d\s*Model\s*gaussian\s*Because\s*no photo to choose from\s*Device\s*cpu\s*Time\s*[\d.]+ m?s", facts)
+    assert page.evaluate("() => window.shifted") < 0.01
+
+
+TRANSFER = """(files) => {
+  const transfer = new DataTransfer();
+  for (const [name, data] of files) {
+    transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name, {type: "image/png"}));
+  }
+  return transfer;
+}"""
+
+
+def transfer(page: Page, *files: tuple[str, bytes]):  # type: ignore[no-untyped-def]
+    return page.evaluate_handle(TRANSFER, [[name, base64.b64encode(data).decode()] for name, data in files])
+
+
+def test_pictures_are_dropped_anywhere(page: Page) -> None:
+    carried = {"dataTransfer": transfer(page, ("cat.png", CAT), ("dog.png", DOG))}
+    page.dispatch_event("header", "dragenter", carried)
+    expect(page.locator("body.dropping")).to_be_visible()
+    shoot(page, "denoise-dropping")
+    page.dispatch_event("header", "drop", carried)
+    expect(page.locator("body.dropping")).to_have_count(0)
+    expect(page.locator(".film li")).to_have_count(2)
+    previewed(page)
+
+
+def test_a_picture_is_pasted(page: Page) -> None:
+    page.evaluate(
+        "(transfer) => document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true}))",
+        transfer(page, ("image.png", CAT)),
+    )
+    expect(page.locator(".film li")).to_have_count(1)
+    previewed(page)
+
+
+def test_a_phone_offers_its_camera(open_tab: Tabs, service: Service) -> None:
+    page = open_tab(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page.goto(service.address)
+    with page.expect_file_chooser() as chooser:
+        button(page, "Take a photo").tap()
+    assert chooser.value.element.get_attribute("capture") == "environment"
+    chooser.value.set_files({"name": "photo.png", "mimeType": "image/png", "buffer": CAT})
+    previewed(page)
+    shoot(page, "denoise-phone")
+
+
+def test_without_any_script_a_form_still_denoises(open_tab: Tabs, service: Service) -> None:
+    page = open_tab(java_script_enabled=False)
+    page.goto(service.address)
+    page.get_by_label("Picture").set_input_files({"name": "cat.png", "mimeType": "image/png", "buffer": CAT})
+    button(page, "Denoise").click()
+    page.wait_for_url(f"{service.address}/denoise")
+    assert page.locator("img").count() == 1
+
+
+# Looking
+
+
+def test_the_line_is_moved_by_keyboard_and_shows_before_on_its_left_and_after_on_its_right(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    line = page.get_by_role("slider", name="Line between before and after")
+    line.focus()
+    expect(line).to_have_attribute("aria-valuenow", "50")
+    halves = picture(page)
+    page.keyboard.press("3")
+    after = picture(page)
+    page.keyboard.press("1")
+    before = picture(page)
+    left, right = (0, 0, WIDTH // 2 - 2, HEIGHT), (WIDTH // 2 + 2, 0, WIDTH, HEIGHT)
+    assert farthest(halves.crop(left), before.crop(left)) == 0
+    assert farthest(halves.crop(right), after.crop(right)) == 0
+    page.keyboard.press("2")
+    line.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(line).to_have_attribute("aria-valuenow", "49")
+    page.keyboard.press("PageUp")
+    expect(line).to_have_attribute("aria-valuenow", "59")
+    page.keyboard.press("Home")
+    expect(line).to_have_attribute("aria-valuetext", "0 % before, 100 % after")
+    assert farthest(picture(page), after) == 0
+    page.keyboard.press("End")
+    assert farthest(picture(page), before) == 0
+
+
+def test_the_line_is_dragged(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    box = page.locator(".handle").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"], box["y"] + 300)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 100, box["y"] + 300)
+    page.mouse.up()
+    stage = page.locator(".stage").bounding_box()
+    assert stage is not None
+    expect(page.locator(".handle")).to_have_attribute("aria-valuenow", str(round(50 + 100 * 100 / stage["width"])))
+
+
+def test_the_original_is_shown_while_a_key_is_held(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("3")
+    after = picture(page)
+    page.keyboard.down("o")
+    assert farthest(picture(page), decoded(CAT)) == 0
+    page.keyboard.up("o")
+    assert farthest(picture(page), after) == 0
+
+
+def test_what_was_removed_is_the_difference_around_grey(page: Page, service: Service) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("4")
+    tag = page.locator(".tag.right")
+    expect(tag).to_have_text("What was removed, 2× as strong")
+    of_preview = picture(page)
+    whole(page)
+    of_whole = picture(page)
+    shoot(page, "denoise-removed")
+    before, after = decoded(CAT).convert("RGB"), decoded(service.denoise(CAT)).convert("RGB")
+    expected = ImageChops.subtract(before, after, 0.5, 128)
+    assert farthest(of_whole, expected) <= 1
+    assert farthest(of_preview, expected) <= 2
+
+
+def test_it_zooms_and_moves_and_shows_pixels_as_squares(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    percent = page.locator(".percent")
+    page.locator(".stage").focus()
+    page.keyboard.press("1")
+    for _ in range(4):
+        page.keyboard.press("+")
+    expect(percent).to_have_text("400 %")
+    canvas = shown(page)
+    shoot(page, "denoise-zoomed")
+    middle = (canvas.width + 1) // 2, (canvas.height + 1) // 2
+    original = decoded(CAT).convert("RGB")
+    for dx, dy in [(0, 0), (5, 3), (-7, 9)]:
+        expected = original.getpixel((WIDTH // 2 + dx, HEIGHT // 2 + dy))
+        for inside in [(0, 0), (3, 0), (0, 3), (3, 3)]:
+            assert canvas.getpixel((middle[0] + 4 * dx + inside[0], middle[1] + 4 * dy + inside[1])) == expected
+    page.keyboard.press("ArrowRight")
+    assert farthest(shown(page), canvas) > 20
+    page.keyboard.press("0")
+    page.keyboard.press("z")
+    expect(percent).to_have_text("100 %")
+    assert farthest(picture(page), original) == 0
+    box = page.locator(".stage").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.wheel(0, -300)
+    expect(percent).not_to_have_text("100 %")
+
+
+def test_a_picture_larger_than_the_window_opens_on_its_noisiest_flat_patch(page: Page) -> None:
+    width, height = 2400, 1600
+    grey = Image.new("RGB", (width, height), (128, 128, 128))
+    edges = Image.effect_mandelbrot((width, height), (-2, -1.2, 0.6, 1.2), 60).convert("RGB")
+    grey.paste(edges.crop((0, 0, 1500, height)), (0, 0))
+    grain = 128 + 8 * torch.randn(400, 400, 3, generator=torch.Generator().manual_seed(2))
+    grey.paste(Image.frombytes("RGB", (400, 400), grain.round().to(torch.uint8).numpy().tobytes()), (1900, 1100))
+    choose(page, ("large.png", encoded(grey)))
+    expect(hint(page)).to_have_text(re.compile("Preview of what is seen|Zoom in"))
+    page.keyboard.press("1")
+    canvas = shown(page)
+    middle = canvas.crop((canvas.width // 2 - 5, canvas.height // 2 - 5, canvas.width // 2 + 5, canvas.height // 2 + 5))
+    assert len(middle.getcolors() or []) > 20
+    expect(page.locator(".percent")).to_have_text("100 %")
+
+
+def test_two_fingers_zoom_and_one_moves(open_tab: Tabs, service: Service) -> None:
+    page = open_tab(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page.goto(service.address)
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("1")
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[int, int]) -> None:
+        at = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    touch("touchStart", (160, 300), (200, 300))
+    for apart in (40, 60, 80):
+        touch("touchMove", (180 - apart, 300), (180 + apart, 300))
+    touch("touchEnd")
+    expect(page.locator(".percent")).to_have_text(re.compile(r"^([3-4]\d\d) %$"))
+    zoomed = shown(page)
+    touch("touchStart", (180, 300))
+    touch("touchMove", (120, 260))
+    touch("touchEnd")
+    moved = shown(page)
+    assert farthest(zoomed.crop((60, 40, 360, 300)), moved.crop((0, 0, 300, 260))) == 0
+
+
+# Settings
+
+
+def test_the_noise_level_is_measured_shown_and_edited(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    number = page.get_by_label("Noise level, σ in 8-bit steps")
+    measured = float(number.input_value())
+    assert 15 < measured < 25
+    number.fill("40")
+    number.press("Enter")
+    expect(page.get_by_label("Measure it")).not_to_be_checked()
+    assert "sigma=40" in page.url
+    previewed(page)
+    page.get_by_label("Measure it").check()
+    assert "sigma" not in page.url
+    expect(number).to_have_value(str(measured))
+
+
+def test_moving_a_slider_previews_the_part_that_is_seen(page: Page, service: Service) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("3")
+    with page.expect_request(re.compile("strength=2&.*crop=")) as asked:
+        page.get_by_label("Strength", exact=True).first.fill("2")
+    response = asked.value.response()
+    assert response is not None
+    assert response.ok
+    previewed(page)
+    wait_for(lambda: farthest(picture(page), decoded(service.denoise(CAT, strength=2))) <= 1, "the preview")
+    button(page, "Gentle").click()
+    expect(button(page, "Gentle")).to_have_attribute("aria-pressed", "true")
+    assert "strength=0.6" in page.url
+
+
+def test_the_settings_live_in_the_address_and_in_the_command_for_curl(page: Page, service: Service, tmp_path: Path) -> None:
+    page.goto(f"{service.address}/?sigma=12.5&strength=0.7&model=gaussian&format=webp&quality=80&nonsense=1")
+    page.get_by_text("Format and quality").click()
+    page.get_by_text("The same with curl").click()
+    for label, value in [("Noise level", "12.5"), ("Strength", "0.7"), ("Model", "gaussian"), ("Format", "webp"), ("Quality", "80")]:
+        expect(page.get_by_label(label, exact=True).first).to_have_value(value)
+    choose(page, ("it's a; cat.png", CAT))
+    previewed(page)
+    page.evaluate("() => navigator.clipboard.writeText = (words) => { window.copied = words; }")
+    button(page, "Copy").click()
+    expect(button(page, "Copied")).to_be_visible()
+    command = shlex.split(page.evaluate("() => window.copied"))
+    assert command == shlex.split(page.locator(".curl pre").inner_text())
+    assert command[:2] == ["curl", "-F"]
+    assert command[2] == 'file=@"it\'s a; cat.png"'
+    assert command[4:] == ["-o", "it's a; cat-denoised.webp"]
+    whole(page)
+    with page.expect_download() as download:
+        button(page, "Download").click()
+    assert download.value.suggested_filename == "it's a; cat-denoised.webp"
+    by_curl = httpx.post(command[3], files={"file": ("cat.png", CAT)}).content
+    assert Path(download.value.path()).read_bytes() == by_curl
+    assert decoded(by_curl).format == "WEBP"
+    shoot(page, "denoise-settings")
+
+
+# Several
+
+
+def test_several_pictures_are_denoised_each_with_its_state_and_saved_as_a_zip(page: Page, service: Service) -> None:
+    choose(page, ("cat.png", CAT), ("dog.png", DOG), ("cat.png", DOG))
+    previewed(page)
+    button(page, "Denoise all 3").click()
+    expect(frames(page, "done")).to_have_count(3)
+    shoot(page, "denoise-several")
+    with page.expect_download() as download:
+        button(page, "All as zip (3)").click()
+    assert download.value.suggested_filename == "clearfold.zip"
+    with zipfile.ZipFile(download.value.path()) as packed:
+        assert packed.testzip() is None
+        assert packed.namelist() == ["cat-denoised.png", "dog-denoised.png", "cat-denoised-2.png"]
+        assert packed.read("dog-denoised.png") == service.denoise(DOG) == packed.read("cat-denoised-2.png")
+    page.keyboard.press("]")
+    expect(page.locator(".frame").nth(1)).to_have_attribute("aria-current", "true")
+    button(page, "Take dog.png out").click()
+    expect(page.locator(".film li")).to_have_count(2)
+    assert page.evaluate("() => window.shifted") < 0.01
+
+
+def test_a_wrong_file_is_told_in_the_services_words_and_never_as_html(page: Page, service: Service) -> None:
+    name = "<img src=x onerror=document.body.remove()>.png"
+    choose(page, (name, b"no picture at all"), ("cat.png", CAT))
+    expect(frames(page, "failed")).to_have_count(1)
+    alert = page.get_by_role("alert")
+    told = httpx.post(f"{service.address}/denoise", content=b"no picture at all").json()
+    expect(alert).to_contain_text(told["title"])
+    expect(alert).to_contain_text(told["detail"])
+    expect(page.locator(".frame .name").first).to_have_text(name)
+    shoot(page, "denoise-wrong-file")
+    page.locator(".frame").nth(1).click()
+    expect(alert).to_be_hidden()
+    previewed(page)
+
+
+def test_a_busy_service_is_asked_again_and_a_cancelled_picture_is_given_up(page: Page, service: Service) -> None:
+    gate = service.gate()
+    page.goto(f"{service.address}/?model=gated&sigma=10")
+    choose(page, ("cat.png", CAT), ("dog.png", DOG))
+    assert gate.began.wait(DEADLINE_SECONDS)  # the preview
+    button(page, "Denoise all 2").click()
+    expect(frames(page, "busy").first).to_contain_text("service busy")
+    expect(page.locator("progress")).to_be_visible()
+    shoot(page, "denoise-busy")
+    gate.opened.set()
+    expect(frames(page, "done")).to_have_count(2)
+
+    gate = service.gate()
+    page.get_by_label("Noise level, σ in 8-bit steps").fill("20")
+    page.get_by_label("Noise level, σ in 8-bit steps").press("Enter")
+    assert gate.began.wait(DEADLINE_SECONDS)
+    button(page, "Denoise whole picture").click()
+    shoot(page, "denoise-working")
+    button(page, "Cancel").click()
+    expect(button(page, "Denoise whole picture")).to_be_enabled()
+    page.get_by_label("Model").select_option("gaussian")  # a preview that is no longer wanted is given up too
+    assert gate.stopped.wait(DEADLINE_SECONDS)
+    previewed(page)
+
+
+def test_a_service_that_is_gone_is_told_in_words(page: Page, service: Service) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.context.set_offline(True)
+    button(page, "Denoise whole picture").click()
+    expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached")
+    page.context.set_offline(False)
+    whole(page)
+
+
+# For everybody
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(360, 740), (2560, 1440)])
+def test_everybody_can_use_it_in_any_theme_and_size(open_tab: Tabs, service: Service, theme: str, size: tuple[int, int]) -> None:
+    page = open_tab(viewport={"width": size[0], "height": size[1]}, color_scheme=theme, reduced_motion="reduce")
+    page.goto(service.address)
+    expect(page.locator(".empty")).to_be_visible()
+    shoot(page, f"denoise-empty-{theme}-{size[0]}")
+    accessible(page)
+    choose(page, ("cat.png", CAT), ("words.txt", b"no picture"))
+    previewed(page)
+    page.get_by_text("Format and quality").click()
+    page.get_by_text("The same with curl").click()
+    shoot(page, f"denoise-{theme}-{size[0]}")
+    accessible(page)
+    page.locator(".frame").nth(1).click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    accessible(page)
+    button(page, "Keys").click()
+    shoot(page, f"keys-{theme}-{size[0]}")
+    accessible(page)
+    page.keyboard.press("Escape")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
+
+
+def test_a_keyboard_is_enough(page: Page) -> None:
+    with page.expect_file_chooser() as chooser:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("() => document.activeElement.textContent") == "Choose pictures":
+                page.keyboard.press("Enter")
+                break
+    chooser.value.set_files({"name": "cat.png", "mimeType": "image/png", "buffer": CAT})
+    previewed(page)
+    page.keyboard.press("Enter")
+    expect(frames(page, "done")).to_have_count(1)
+    seen: list[str] = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement === document.body"):  # once around
+            break
+        outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
+        seen.append(page.evaluate("() => document.activeElement.textContent || document.activeElement.getAttribute('aria-label')"))
+        assert outline != "none" or "Line between" in str(seen[-1])  # the line's knob has it
+    assert any("Download" in str(each) for each in seen)
+
+
+def test_script_and_style_are_small() -> None:
+    sizes = {file.name: file.stat().st_size for file in WEB.rglob("*") if file.suffix in (".js", ".css") and "docs" not in file.parts}
+    assert sum(sizes.values()) <= MOST_BYTES, json.dumps(sizes)
+
+
+def test_the_browser_lets_no_script_in_that_is_not_the_pages_own(page: Page) -> None:
+    page.evaluate("() => { try { document.body.innerHTML = '<p>'; } catch (error) { window.refused = error.name; } }")
+    assert page.evaluate("() => window.refused") == "TypeError"
