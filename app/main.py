@@ -31,7 +31,9 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; worker-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types worker"
 )
-DOCS_POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+DOCS_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 ASSET_HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,  # a worker keeps to that of its own script
     "Cache-Control": "no-cache",  # asked for anew, by its ETag: scripts of two versions would not fit together
