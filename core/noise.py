@@ -172,6 +172,8 @@ DIMENSIONS = 80
 """Of a patch, at most: 5x5 in colour and 8x8 in grey tell noise from texture as well as larger ones, which cost many times as much."""
 PATCHES_A_DIMENSION = 16
 """With fewer patches than that, what little noise fell into a direction by chance would be taken for the level."""
+QUIETEST = 0.15
+"""The share of a grey picture's patches that its level is measured in."""
 MID_TONES = (0.2, 0.8)
 """Means of patches from which noise of up to a quarter of the range is seldom cut off at 0 and 1."""
 NOT_WHITE = 1.3
@@ -213,8 +215,8 @@ def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> floa
     plane of few dimensions, so most eigenvalues of the patches' covariance are the noise's variance alone. The largest are taken away
     until those that remain are spread evenly, their mean equal to their median; that mean is the variance.
     Patches are square, in all channels together, at most `most` of them, spread over the picture; it is first shrunk to the means of
-    `shrunk` by `shrunk` pixels. Equal channels count as one. A picture of few patches is looked at through smaller ones, and one of a
-    single row or column gives 0.
+    `shrunk` by `shrunk` pixels. Equal channels count as one, of which twice as many patches are taken. A picture of few patches is looked
+    at through smaller ones, and one of a single row or column gives 0.
     """
     H, W, C = pixels.shape
     H, W = H // shrunk, W // shrunk
@@ -226,15 +228,35 @@ def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> floa
     while patch > 2 and (H - patch + 1) * (W - patch + 1) < PATCHES_A_DIMENSION * C * patch**2:
         patch -= 1
     windows = pixels.unfold(0, patch * shrunk, shrunk).unfold(1, patch * shrunk, shrunk)  # (h, w, C, patch * shrunk, patch * shrunk)
-    stride = max(1, math.ceil(math.sqrt(windows.shape[0] * windows.shape[1] / most)))
+    stride = max(1, math.ceil(math.sqrt(windows.shape[0] * windows.shape[1] / (2 * most if C == 1 else most))))
     windows = windows[::stride, ::stride]
     parts = [windows[..., y::shrunk, x::shrunk].float() for y in range(shrunk) for x in range(shrunk)]
     one = 1.0 if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max
     rows = sum(parts[1:], parts[0]).reshape(-1, C * patch**2) / (one * len(parts))
     rows = _not_cut_off(rows, C)
+    if C == 1:
+        rows = _quietest(rows)
+    spread = torch.linalg.eigvalsh(_covariance(rows)).clamp_min(0)
+    return math.sqrt(_flat_level(spread.tolist())[0])
+
+
+def _covariance(rows: Tensor) -> Tensor:
     rows = rows - rows.mean(0)
-    spread = torch.linalg.eigvalsh((rows.T @ rows).double() / len(rows)).clamp_min(0)
-    return math.sqrt(_flat_level(spread.tolist()))
+    return (rows.T @ rows).double() / len(rows)
+
+
+def _quietest(rows: Tensor) -> Tensor:
+    """Of patches (n, d) the QUIETEST, with the least texture, in the directions that hold the least of the picture.
+
+    In grey, no other channel tells texture from noise; flat patches do (Liu, Tanaka, Okutomi, "Single-Image Noise Level Estimation for
+    Blind Denoising", 2013). They are chosen by what they hold in the other directions, so that the noise in these is that of any patch.
+    """
+    spread, directions = torch.linalg.eigh(_covariance(rows))
+    kept = max(_flat_level(spread.clamp_min(0).tolist())[1], rows.shape[1] // 2)
+    rows = (rows - rows.mean(0)) @ directions.to(rows)
+    count = min(len(rows), max(int(QUIETEST * len(rows)), PATCHES_A_DIMENSION * kept))
+    quiet = rows[:, kept:].square().sum(1).topk(count, largest=False).indices
+    return rows[quiet, :kept]
 
 
 def _not_cut_off(rows: Tensor, C: int) -> Tensor:
@@ -251,10 +273,10 @@ def _not_cut_off(rows: Tensor, C: int) -> Tensor:
     return rows[inside.topk(max(count, enough)).indices]
 
 
-def _flat_level(ascending: list[float]) -> float:
-    """The mean of the smallest values, as many of them as have their mean no greater than their median."""
+def _flat_level(ascending: list[float]) -> tuple[float, int]:
+    """The mean of the smallest values, as many of them as have their mean no greater than their median; and how many."""
     for count in range(len(ascending), 0, -1):
         mean, middle = sum(ascending[:count]) / count, ascending[:count][count // 2]
         if mean <= middle:
-            return mean
-    return ascending[0]
+            return mean, count
+    return ascending[0], 1
