@@ -25,9 +25,9 @@ SMOOTHED = 0.75
 
 Lebrun, Colom, Morel, "The Noise Clinic", IPOL 2015: noise in developed pictures goes over many pixels, and most of all its colours.
 """
-SMOOTHING = (0.0, 1.5)
-"""Deviation in pixels of the blur of the noise's lightness: from none, by way of demosaicing, to an enlargement by two and more."""
-COLOUR_SMOOTHING = (0.0, 3.0)
+SMOOTHING = (0.0, 2.5)
+"""Deviation in pixels of the blur of the noise's lightness: from none, by way of demosaicing, to an enlargement by four."""
+COLOUR_SMOOTHING = (0.0, 4.0)
 """The same of its colours, in addition: cameras smooth them more, since eyes see less of it."""
 SHARPENING = (0.0, 0.5)
 """How much of what a blur of one pixel takes away is put on top, along rows and then columns, in every second picture."""
