@@ -159,6 +159,17 @@ class TestEither:
         assert {camera for camera, heard in zip(from_camera, told.tolist(), strict=True) if heard} == {True, False}
         torch.testing.assert_close(level.flatten()[told], (noisy - clean).square().mean((1, 2, 3)).sqrt()[told], rtol=0.1, atol=0)
 
+    @pytest.mark.parametrize("photographic", [0.0, 0.5])
+    def test_of_a_grey_picture_the_level_is_told_that_weighs_the_same(self, photographic: float, generator: torch.Generator) -> None:
+        clean = photo(32, 32)[None, ..., :1].expand(60, -1, -1, 3)
+        noisy, level = noise.add_either(clean, torch.full((60, 1, 1, 1), 0.1), photographic, generator)
+        told = (level != noise.UNTOLD).flatten()
+        assert told.any()
+        lightness = (
+            (noisy - clean).mean(3).square().mean((1, 2)).sqrt()
+        )  # of noise in each channel by itself, it is 1 / sqrt(3) of the level
+        torch.testing.assert_close(level.flatten()[told] / 3**0.5, lightness[told], rtol=0.15, atol=0)
+
     @pytest.mark.parametrize("photographic", [0.0, 1.0])
     def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator) -> None:
         clean = torch.stack((photo(32, 32), photo(32, 32)[..., :1].expand(-1, -1, 3)))
