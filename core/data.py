@@ -57,12 +57,15 @@ def _shrunk(picture: Tensor, by: int) -> Tensor:
 class Photographs:
     """Pictures to cut patches from, each drawn in proportion to its area; each also at half its size, a quarter and so on.
 
-    The smaller ones are sharper and freer of JPEG's traces than what a camera wrote.
+    The smaller ones are sharper and freer of JPEG's traces and of grain than what a camera wrote. If they are to be `shrunk`, pictures at
+    their own size are left out where half the size still holds a patch.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], patch: int) -> None:
+    def __init__(self, pictures: Sequence[Tensor], patch: int, shrunk: bool = False) -> None:
         self.pictures = []
         for picture in pictures:
+            if shrunk and min(picture.shape[:2]) >= 2 * patch:
+                picture = _shrunk(picture, 2)
             while min(picture.shape[:2]) >= patch:
                 self.pictures.append(picture)
                 picture = _shrunk(picture, 2)

@@ -69,13 +69,15 @@ class Region(NamedTuple):
 class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
 
-    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate.
+    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A `grey_level` in
+    its card stands for `core.noise.GREY_LEVEL`.
     """
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.network = network.to(device, hardware.weights(dtype, device)).multiply_in(dtype, hardware.activations(dtype, device))
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         self.blind = bool(card.get("blind"))
+        self._grey_level = float(card.get("grey_level", noise.GREY_LEVEL))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
 
@@ -182,6 +184,8 @@ class Denoiser:
         rows, columns = _mirror(H), _mirror(W)
         steps = STEPS.get(pixels.dtype)
         out = torch.empty(H, W, C, dtype=pixels.dtype if steps else torch.float32)
+        if grey and level != noise.UNTOLD:
+            level *= self._grey_level
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)

@@ -7,6 +7,7 @@ rounded to 8 bits; PSNR is over the whole picture and all channels; a figure is 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -79,6 +80,12 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self._clean)
+
+    def every(self, nth: int) -> Pictures:
+        """The first of each `nth`, for a quick look."""
+        fewer = copy.copy(self)
+        fewer._noisy, fewer._clean, fewer.names = self._noisy[::nth], self._clean[::nth], self.names[::nth]
+        return fewer
 
     def pair(self, i: int, sigma: float) -> Pair:
         """The pair number i; if the noise is put on, it has the level `sigma` in 8-bit steps. Raises DataError."""

@@ -247,7 +247,9 @@ class _Pictures:
 
 
 def _level(picture: Tensor, blind: bool) -> float:
-    return noise.UNTOLD if blind else noise.estimate_gaussian(picture.float())
+    if blind:
+        return noise.UNTOLD
+    return noise.estimate_gaussian(picture.float()) * (noise.GREY_LEVEL if noise.is_grey(picture) else 1.0)
 
 
 def _read(paths: Sequence[Path], most: int) -> list[Tensor]:

@@ -105,6 +105,14 @@ def test_pictures_are_drawn_in_proportion_to_their_area(generator: torch.Generat
     assert batch[:, 0, 0, 0].mean().item() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 4000) ** 0.5)
 
 
+def test_at_their_own_size_pictures_are_left_out_where_half_of_it_is_enough(generator: torch.Generator) -> None:
+    large, middling, little = (torch.randint(256, (side, side + 3, 3), dtype=torch.uint8, generator=generator) for side in (40, 16, 15))
+    shrunk = data.Photographs([large, middling, little], 8, shrunk=True)
+    assert [tuple(p.shape[:2]) for p in shrunk.pictures] == [(20, 21), (10, 10), (8, 9), (15, 18)]
+    whole = data.Photographs([large], 8)
+    assert torch.equal(shrunk.pictures[0], whole.pictures[1])
+
+
 def test_every_picture_comes_at_half_its_size_too_while_a_patch_fits() -> None:
     picture = numbered(17, 33)
     photographs = data.Photographs([picture], 4)

@@ -194,6 +194,19 @@ def test_strength_2_is_twice_the_noise_level(denoiser: Denoiser) -> None:
     assert not torch.equal(denoiser(noisy, SIGMA, strength=2), denoiser(noisy, SIGMA))
 
 
+class TestGrey:
+    """A picture of equal channels: told what weighs the same in colour, and grey again to the bit."""
+
+    @pytest.mark.parametrize(("card", "factor"), [({}, 3**0.5), ({"grey_level": 1.0}, 1.0)])
+    def test_it_is_told_as_much_more_as_the_card_says_and_stays_grey(self, card: dict[str, float], factor: float) -> None:
+        network, noisy = lively(), photo(16, 24)[..., :1].expand(-1, -1, 3).contiguous()
+        clean = Denoiser(network, card, "made", CPU, torch.float32)(noisy, SIGMA)
+        assert torch.equal(clean, clean[..., :1].expand(-1, -1, 3))
+        whole = torch.cat((noisy, torch.full((16, 24, 1), factor * SIGMA)), 2)
+        by_hand = (noisy + network.forward(whole[None])[0].mean(2, keepdim=True)).clamp(0, 1)
+        torch.testing.assert_close(clean, by_hand, atol=1e-5, rtol=0)
+
+
 class TestBlind:
     """A network that finds the noise level by itself: its map holds a mark, unless the level is given by hand."""
 

@@ -227,6 +227,11 @@ class TestPairs:
         assert not Pictures(pairs).real
         assert len(Pictures(pairs)) == 7
 
+    def test_every_other_pair_is_still_a_pair(self, pairs: Path) -> None:
+        (whole,), (fewer,) = (evaluation.evaluate(Fake(), pictures) for pictures in (Pictures(pairs), Pictures(pairs).every(2)))
+        names = list(whole.each)
+        assert fewer.each == {name: whole.each[name] for name in (names[0], names[2])}
+
     def test_two_sizes_are_no_pair(self, tmp_path: Path) -> None:
         save(tmp_path / "a_clean.png", photo(16, 20))
         save(tmp_path / "a_noisy.png", photo(16, 21))

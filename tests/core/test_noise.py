@@ -159,6 +159,17 @@ class TestEither:
         assert {camera for camera, heard in zip(from_camera, told.tolist(), strict=True) if heard} == {True, False}
         torch.testing.assert_close(level.flatten()[told], (noisy - clean).square().mean((1, 2, 3)).sqrt()[told], rtol=0.1, atol=0)
 
+    @pytest.mark.parametrize("photographic", [0.0, 0.5])
+    def test_of_a_grey_picture_the_level_is_told_that_weighs_the_same(self, photographic: float, generator: torch.Generator) -> None:
+        clean = photo(32, 32)[None, ..., :1].expand(60, -1, -1, 3)
+        noisy, level = noise.add_either(clean, torch.full((60, 1, 1, 1), 0.1), photographic, generator)
+        told = (level != noise.UNTOLD).flatten()
+        assert told.any()
+        lightness = (
+            (noisy - clean).mean(3).square().mean((1, 2)).sqrt()
+        )  # of noise in each channel by itself, it is 1 / sqrt(3) of the level
+        torch.testing.assert_close(level.flatten()[told] / 3**0.5, lightness[told], rtol=0.15, atol=0)
+
     @pytest.mark.parametrize("photographic", [0.0, 1.0])
     def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator) -> None:
         clean = torch.stack((photo(32, 32), photo(32, 32)[..., :1].expand(-1, -1, 3)))
@@ -198,6 +209,18 @@ def test_a_grey_picture_of_three_equal_channels_is_measured_as_well(sigma: float
     assert noise.estimate_gaussian(noisy) == noise.estimate_gaussian(noisy[..., :1])
 
 
+@pytest.mark.parametrize("sigma", [5 / 255, 40 / 255])
+def test_the_flat_parts_of_a_grey_picture_tell(sigma: float, generator: torch.Generator) -> None:
+    """Where most of it is a texture with something in every direction of a patch."""
+    scene = torch.randn(160, 200, 1, generator=generator)
+    for axis in (0, 1):
+        scene = (scene + scene.roll(1, axis)) / 2
+    scene = 0.5 + 0.3 * scene
+    scene[:60] = torch.linspace(0.3, 0.7, 200)[:, None]
+    noisy = noise.add_gaussian(scene, sigma, generator)
+    assert noise.estimate_gaussian(noisy) == pytest.approx(sigma, rel=0.15)
+
+
 def test_a_large_picture_is_measured_on_part_of_its_patches(generator: torch.Generator) -> None:
     noisy = noise.add_gaussian(photo(300, 200), 0.1, generator)
     assert noise.estimate_gaussian(noisy, most=4000) == pytest.approx(0.1, rel=0.05)
@@ -207,7 +230,7 @@ def test_a_large_picture_is_measured_on_part_of_its_patches(generator: torch.Gen
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
 def test_integers_are_measured_as_the_floats_they_stand_for(dtype: torch.dtype, shrunk: int, generator: torch.Generator) -> None:
     steps = torch.iinfo(dtype).max
-    noisy = noise.add_gaussian(photo(70, 80), 0.1, generator).clamp(0, 1).mul(steps).round()
+    noisy = noise.add_gaussian(photo(100, 120), 0.1, generator).clamp(0, 1).mul(steps).round()
     for picture in (noisy, noisy[..., :1].expand(-1, -1, 3)):
         level = noise.estimate_gaussian(picture.to(dtype), shrunk)
         assert level == pytest.approx(noise.estimate_gaussian(picture / steps, shrunk), rel=1e-4)
