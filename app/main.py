@@ -31,7 +31,9 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; worker-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types worker"
 )
-DOCS_POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+DOCS_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 ASSET_HEADERS = {
     "Content-Security-Policy": PAGE_POLICY,  # a worker keeps to that of its own script
     "Cache-Control": "no-cache",  # asked for anew, by its ETag: scripts of two versions would not fit together
@@ -65,6 +67,7 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
                     "/denoise": Body("max_upload_bytes", settings.max_upload_bytes, held=True),
                     "/denoise/batch": Body("max_batch_bytes", settings.max_batch_bytes),
                     "/train": Body("max_train_upload_bytes", settings.max_train_upload_bytes),
+                    "/models/[^/]+": Body("max_model_bytes", settings.max_model_bytes),
                 },
                 other=Body("max_other_bytes", settings.max_other_bytes),
                 max_held_bytes=settings.max_held_bytes,

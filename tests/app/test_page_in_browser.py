@@ -157,7 +157,9 @@ def test_a_chosen_picture_is_previewed_at_once_and_denoised_whole_on_demand(page
     assert farthest(picture(page), answer) == 0
     shoot(page, "denoise-done")
     facts = page.locator(".facts").inner_text()
-    assert re.search(r"Noise level\s*σ \d\d\.\d\d\s*Model\s*gaussian\s*Because\s*no photo to choose from\s*Device\s*cpu\s*Time\s*[\d.]+ m?s", facts)
+    assert re.search(
+        r"Noise level\s*σ \d\d\.\d\d\s*Model\s*gaussian\s*Because\s*no photo to choose from\s*Device\s*cpu\s*Time\s*[\d.]+ m?s", facts
+    )
     assert page.evaluate("() => window.shifted") < 0.01
 
 
