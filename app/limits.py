@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Body:
 class BodyLimit:
     """Refuses a body as soon as it is known to be too large, and stops waiting for one that does not come.
 
-    `limits` by path, `other` for every other one. `max_held_bytes`: of bodies that are held, over all requests.
+    `limits` by patterns of paths, `other` for every other one. `max_held_bytes`: of bodies that are held, over all requests.
     The framework's own `max_body_size` answers plain text where the length was declared, and names no limit.
     """
 
@@ -48,7 +49,7 @@ class BodyLimit:
         max_receive_seconds: float,
     ) -> None:
         self.app = app
-        self.limits, self.other = limits, other
+        self.limits, self.other = [(re.compile(paths), body) for paths, body in limits.items()], other
         self.max_held_bytes = max_held_bytes
         self.max_silence_seconds, self.max_receive_seconds = max_silence_seconds, max_receive_seconds
         self._held = 0
@@ -56,7 +57,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body = self.limits.get(scope["path"], self.other)
+        body = next((body for paths, body in self.limits if paths.fullmatch(scope["path"])), self.other)
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
         arrived, complete, deadline = 0, False, time.monotonic() + self.max_receive_seconds

@@ -67,6 +67,7 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
                     "/denoise": Body("max_upload_bytes", settings.max_upload_bytes, held=True),
                     "/denoise/batch": Body("max_batch_bytes", settings.max_batch_bytes),
                     "/train": Body("max_train_upload_bytes", settings.max_train_upload_bytes),
+                    "/models/[^/]+": Body("max_model_bytes", settings.max_model_bytes),
                 },
                 other=Body("max_other_bytes", settings.max_other_bytes),
                 max_held_bytes=settings.max_held_bytes,

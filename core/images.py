@@ -60,6 +60,11 @@ TURNS: dict[int, Callable[[Samples], Samples]] = {  # EXIF orientation -> what m
 STEPS = {torch.uint8: 255, torch.uint16: 65535}
 STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole picture is made
 
+try:
+    import pillow_heif  # the extra `heic`
+except ImportError:
+    pillow_heif = None  # type: ignore[assignment]
+
 # libvips decodes in the thread that asks, keeps nothing of what it did, and has no other loader than these.
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)
@@ -720,6 +725,37 @@ def _avif(file: io.BytesIO) -> AvifImageFile:
         return AvifImageFile(io.BytesIO(file.getvalue().replace(b"Exif", b"none")))
 
 
+# --- HEIC, where its extra is installed ---
+
+
+def _open_heic(data: bytes, limits: Limits) -> Stack:
+    """The primary picture. HEIC turns it upright itself, whatever its EXIF says."""
+    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    width, height = file.size
+    _check_size(width, height, limits)
+
+    def block(name: str) -> bytes | None:
+        found = file.info.get(name)
+        return found if isinstance(found, bytes) and found else None
+
+    def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+        said = Metadata(icc=block("icc_profile"), exif=block("exif"), xmp=block("xmp"))
+        _, exif = blocks.upright(said.checked(False).exif)
+        samples = np.asarray(file)
+        samples = np.array(samples if samples.ndim == 3 else samples[..., None])
+        yield _taken(samples, "heic", dataclasses.replace(said, exif=exif if exif is not None else said.exif))
+
+    return Stack("heic", 1, width, height, width * height, frames)
+
+
+def _encode_heic(samples: Samples, picture: Picture, quality: int) -> bytes:
+    H, W, C = samples.shape
+    mode = MODES[C - 1] + (";16" if samples.itemsize == 2 else "")
+    file, out = pillow_heif.from_bytes(mode, (W, H), samples.tobytes()), io.BytesIO()
+    file.save(out, quality=-1 if quality == 100 else quality, chroma=444, **blocks.riff_options(picture.metadata))  # -1: lossless
+    return out.getvalue()
+
+
 # --- encoders --------------------------------------------------------------------------------------------------------
 
 MODES = ("L", "LA", "RGB", "RGBA")
@@ -816,7 +852,9 @@ FORMATS: dict[str, Format] = {
                _open_gif, _encode_gif, max_side=65_535, animation=animation.Gif),
         Format("avif", "image/avif", (".avif",), re.compile(rb"....ftyp(?:.{4}){0,32}?avi[fs]", re.DOTALL),
                _open_avif, _encode_avif, max_side=65_536),
+        Format("heic", "image/heic", (".heic", ".heif", ".hif"), re.compile(rb"....ftyp(?:.{4}){0,32}?he[iv][cxms]", re.DOTALL),
+               _open_heic, _encode_heic, max_side=16_384, depth=16),
     )
-    if form.name != "avif" or features.check("avif")
+    if {"avif": features.check("avif"), "heic": pillow_heif is not None}.get(form.name, True)
 }
 # fmt: on

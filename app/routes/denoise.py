@@ -157,7 +157,8 @@ async def _upload(request: Request, workers: WorkersNow) -> Upload:
     return upload
 
 
-_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
+_ANY_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
+_BYTES = _ANY_BYTES | {"minLength": 1}
 _PICTURES = {form.media_type: {"schema": {"type": "string", "contentMediaType": form.media_type}} for form in images.FORMATS.values()}
 _REQUEST_BODY: dict[str, Any] = {
     "required": True,
@@ -173,7 +174,11 @@ _BATCH_BODY: dict[str, Any] = {
     "description": "The pictures, and zips of them.",
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "items": _BYTES}}}
+            "schema": {
+                "type": "object",
+                "required": ["files"],
+                "properties": {"files": {"type": "array", "minItems": 1, "items": _ANY_BYTES}},
+            }
         }
     },
 }
@@ -370,7 +375,7 @@ def _respond(cleaned: Cleaned, upload_name: str) -> Response:
     responses={
         200: {
             "description": "A zip of the pictures, and of a `.problem.json` for each file that could not be denoised.",
-            "content": {"application/zip": {"schema": _BYTES}},
+            "content": {"application/zip": {"schema": _ANY_BYTES}},
         },
         **problem_responses(BadRequest, UnknownModel, TimedOut, TooLarge, UnsupportedMedia, Invalid, Busy, NotReady),
     },

@@ -1,17 +1,21 @@
 """The service as its tests need it: with toy models behind its doors, or with a small weights file."""
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
+import uvicorn
 from starlette.testclient import TestClient
-from toys import Toy
+from toys import DEADLINE_SECONDS, Toy, wait_for
 
 from app.main import create_app
 from app.models import Models
+from app.server import protocol
 from app.settings import Settings
 from core import Denoiser, networks, weights
 
@@ -35,6 +39,33 @@ def serve(tmp_path: Path) -> Serve:
         app = create_app(Settings(**chosen), lambda settings: Models(settings, *cast(list[Denoiser], toys)))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
+
+    return serving
+
+
+class Address(NamedTuple):
+    port: tuple[str, int]
+    server: uvicorn.Server
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Callable[..., AbstractContextManager[Address]]:
+    """`with listening(max_connections=2) as address`: a toy model behind a true socket; ends when every connection has."""
+
+    @contextmanager
+    def serving(**limits: Any) -> Iterator[Address]:
+        settings = Settings(models_dir=tmp_path, train_dir=tmp_path, device="cpu", **limits)
+        app = create_app(settings, lambda settings: Models(settings, cast(Denoiser, Toy())))
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(app, http=protocol(settings), log_level="critical"))
+            thread = threading.Thread(target=server.run, args=([port],))
+            thread.start()
+            wait_for(lambda: server.started, "the service")
+            yield Address(port.getsockname(), server)
+            wait_for(lambda: not server.server_state.connections, "the connections' end")
+            server.should_exit = True
+            thread.join(DEADLINE_SECONDS)
 
     return serving
 

@@ -2,8 +2,11 @@
 
 import re
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 from toys import Toy, encoded, noise
 
@@ -12,7 +15,7 @@ from app.errors import PROBLEM_JSON, UnknownModel
 from app.main import WEB, create_app
 from app.metrics import MEDIA_TYPE
 from app.settings import Settings
-from core import WeightsError, images
+from core import WeightsError, images, networks, weights
 
 PNG = encoded(noise())
 
@@ -26,6 +29,46 @@ def test_a_broken_model_stops_the_start_and_is_named(tmp_path, models_dir):
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
     app = create_app(Settings(models_dir=tmp_path, train_dir=tmp_path, device="cpu"))
     with pytest.raises(WeightsError, match=r"broken\.safetensors"), TestClient(app):
+        pass
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickled(path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, path)
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        values, card = weights.read(path)
+        change(values)
+        weights.write(path, values, card)
+
+    return write
+
+
+FIRST = min(name for name, _, _ in networks.unet().param())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (truncated, "is not a readable safetensors file"),
+        (pickled, "is not a readable safetensors file"),
+        (changed(lambda values: values.update({FIRST: values[FIRST][..., :1]})), "shape"),
+        (changed(lambda values: values.update({FIRST: values[FIRST] + torch.nan})), "holds NaN or infinity"),
+        (changed(lambda values: values.pop(FIRST)), FIRST),
+    ],
+    ids=["truncated", "pickled", "of another shape", "NaN", "a tensor missing"],
+)
+def test_weights_that_cannot_be_used_stop_the_start_and_the_file_and_its_fault_are_named(tmp_path, models_dir, spoil, words):
+    path = tmp_path / "spoilt.safetensors"
+    shutil.copy(models_dir / "same.safetensors", path)
+    spoil(path)
+    app = create_app(Settings(models_dir=tmp_path, train_dir=tmp_path, device="cpu"))
+    with pytest.raises(WeightsError, match=rf"spoilt\.safetensors.*{words}"), TestClient(app):
         pass
 
 

@@ -1,47 +1,12 @@
 """The server's limits, over true sockets: half-sent requests, clients that take nothing, and too many of them."""
 
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import pytest
-import uvicorn
-from toys import DEADLINE_SECONDS, Toy, encoded, noise, wait_for
-
-from app.main import create_app
-from app.models import Models
-from app.server import protocol
-from app.settings import Settings
+from conftest import Address
+from toys import DEADLINE_SECONDS, encoded, noise, wait_for
 
 PNG = encoded(noise())
-Serving = Callable[..., Any]
-
-
-@pytest.fixture
-def listening(tmp_path) -> Serving:
-    @contextmanager
-    def serving(**limits: Any) -> Iterator[Address]:
-        settings = Settings(models_dir=tmp_path, train_dir=tmp_path, device="cpu", **limits)
-        app = create_app(settings, lambda settings: Models(settings, Toy()))
-        with socket.socket() as port:
-            port.bind(("127.0.0.1", 0))
-            server = uvicorn.Server(uvicorn.Config(app, http=protocol(settings), log_level="critical"))
-            thread = threading.Thread(target=server.run, args=([port],))
-            thread.start()
-            wait_for(lambda: server.started, "the service")
-            yield Address(port.getsockname(), server)
-            wait_for(lambda: not server.server_state.connections, "the connections' end")
-            server.should_exit = True
-            thread.join(DEADLINE_SECONDS)
-
-    return serving
-
-
-class Address(NamedTuple):
-    port: tuple[str, int]
-    server: uvicorn.Server
 
 
 def connected(address: Address) -> socket.socket:

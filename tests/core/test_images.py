@@ -1,12 +1,14 @@
 """Every format and kind of picture comes back as itself, and no bytes raise anything but ImageError."""
 
 import contextlib
+import dataclasses
 import io
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import tifffile
 import torch
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from core import Cancelled, images
+from core import metadata as blocks
 from core.images import FORMATS, ImageError, Limits, Picture
 from core.metadata import Metadata
 
@@ -85,6 +88,8 @@ def exif(orientation: int) -> bytes:
 def test_a_written_picture_is_sniffed_and_opened_by_another_reader_as_its_format(name: str) -> None:
     data = images.write(picture(), name)
     assert images.sniff(data) == name
+    if name == "heic":
+        pillow_heif.register_heif_opener()
     assert Image.open(io.BytesIO(data)).get_format_mimetype() == FORMATS[name].media_type
 
 
@@ -254,6 +259,32 @@ def test_libvips_and_pillow_read_the_same_samples() -> None:
     ):
         data = encoded(smooth(), name, **options)
         assert torch.equal(images.read(data).pixels, levels(decoded(data))), (name, options)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_heic_comes_back_near_with_its_words(mode: str) -> None:
+    source = smooth().convert(mode)
+    words = Metadata(icc=SRGB, exif=exif(1), xmp=b"<rdf:RDF/>") if mode == "RGB" else Metadata()
+    came = images.read(images.write(dataclasses.replace(images.read(encoded(source)), metadata=words), "heic"))
+    assert (came.format, came.grey, came.depth) == ("heic", mode == "L", 8)
+    assert (whole(came).astype(float) - np.asarray(source).reshape(32, 48, -1)).__abs__().mean() < 3
+    assert (came.metadata.icc, came.metadata.exif, came.metadata.xmp) == (words.icc, words.exif, words.xmp)
+
+
+def test_heic_of_more_than_eight_bits_keeps_them() -> None:
+    ramp = torch.linspace(0, 65535, 64 * 64).to(torch.uint16).view(64, 64, 1).expand(-1, -1, 3).contiguous()
+    came = images.read(images.write(Picture(ramp, depth=16), "heic", 100))
+    assert came.depth == 16
+    assert len(came.samples.unique()) > 512
+
+
+def test_heic_is_turned_upright_by_itself_and_never_by_its_exif() -> None:
+    turned = dataclasses.replace(picture(8, 16), metadata=Metadata(exif=exif(6)))
+    came = images.read(images.write(turned, "heic"))
+    assert came.samples.shape[:2] in ((8, 16), (16, 8))
+    again = images.read(images.write(came, "heic"))
+    assert again.samples.shape == came.samples.shape
+    assert blocks.upright(came.metadata.exif)[0] == 1
 
 
 # --- what is hidden --------------------------------------------------------------------------------------------------

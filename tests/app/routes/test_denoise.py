@@ -162,7 +162,7 @@ def test_a_region_outside_the_picture_is_refused(serve, crop):
         ({"strength": "2.5"}, "strength = '2.5': Input should be less than or equal to 2."),
         ({"strength": "nan"}, "strength = 'nan': Input should be a finite number."),
         ({"quality": "0"}, "quality = '0': Input should be greater than or equal to 1."),
-        ({"format": "xcf"}, "format = 'xcf': must be one of png, jpeg, webp, tiff, bmp, gif, avif."),
+        ({"format": "xcf"}, "format = 'xcf': must be one of png, jpeg, webp, tiff, bmp, gif, avif, heic."),
         ({"sigmma": "25"}, "sigmma = '25': Extra inputs are not permitted."),
     ],
 )
