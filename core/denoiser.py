@@ -69,15 +69,15 @@ class Region(NamedTuple):
 class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
 
-    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A `grey_level` in
-    its card stands for `core.noise.GREY_LEVEL`.
+    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A grey
+    picture's level is told times the card's `grey_level`, as in training (see `core.noise.GREY_LEVEL`).
     """
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.network = network.to(device, hardware.weights(dtype, device)).multiply_in(dtype, hardware.activations(dtype, device))
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         self.blind = bool(card.get("blind"))
-        self._grey_level = float(card.get("grey_level", noise.GREY_LEVEL))
+        self._grey_level = float(card.get("grey_level", 1.0))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
 

@@ -197,7 +197,7 @@ def test_strength_2_is_twice_the_noise_level(denoiser: Denoiser) -> None:
 class TestGrey:
     """A picture of equal channels: told what weighs the same in colour, and grey again to the bit."""
 
-    @pytest.mark.parametrize(("card", "factor"), [({}, 3**0.5), ({"grey_level": 1.0}, 1.0)])
+    @pytest.mark.parametrize(("card", "factor"), [({"grey_level": 3**0.5}, 3**0.5), ({}, 1.0)])
     def test_it_is_told_as_much_more_as_the_card_says_and_stays_grey(self, card: dict[str, float], factor: float) -> None:
         network, noisy = lively(), photo(16, 24)[..., :1].expand(-1, -1, 3).contiguous()
         clean = Denoiser(network, card, "made", CPU, torch.float32)(noisy, SIGMA)
