@@ -69,15 +69,15 @@ class Region(NamedTuple):
 class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
 
-    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A `grey_level` in
-    its card stands for `core.noise.GREY_LEVEL`.
+    A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A grey
+    picture's level is told times the card's `grey_level`, as in training (see `core.noise.GREY_LEVEL`).
     """
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.network = network.to(device, hardware.weights(dtype, device)).multiply_in(dtype, hardware.activations(dtype, device))
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         self.blind = bool(card.get("blind"))
-        self._grey_level = float(card.get("grey_level", noise.GREY_LEVEL))
+        self._grey_level = float(card.get("grey_level", 1.0))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
 
@@ -104,9 +104,10 @@ class Denoiser:
 
         Integers are rounded once, at the end, and no float copy of the whole picture is ever made.
 
-        sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s, or what a blind network finds. strength:
-        multiplies it; 0 gives the input back bit for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band,
-        strip: how many columns, and rows, pass through the network at once; the result is the same whatever they are.
+        sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s, or let a blind network find it. strength:
+        multiplies it, and of what a blind network finds, the share that is taken away, above 1 in a second pass; 0 gives the input back bit
+        for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and rows, pass
+        through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
         return self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), band, strip)
@@ -134,7 +135,7 @@ class Denoiser:
             clean = self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, share=min(strength, 1.0))
             if strength <= 1:
                 return clean
-            return self._by_strips(pixels, strength * self.found(pixels, clean), keep_going, grey, band, strip)
+            return self._by_strips(clean, noise.UNTOLD, keep_going, grey, band, strip, share=strength - 1)
 
     def found(self, pixels: Tensor, clean: Tensor) -> float:
         """The noise level that a blind network found in `pixels`, by the `clean` ones that it made of them; as `estimate`."""
@@ -154,7 +155,7 @@ class Denoiser:
         """That region of the whole picture's answer, (height, width, 3), at the cost of the region and all that it hangs on around it.
 
         Equal to it to float32's rounding: what is cut out begins where the whole picture's tiles do. sigma None: the whole picture's.
-        What a blind network finds in the whole picture steers what a strength above 1 does: the whole picture is made then.
+        At a strength above 1 a blind network passes twice, and looks twice as far: the whole picture is made then.
         """
         _check(pixels)
         region.check(*pixels.shape[:2])

@@ -235,6 +235,7 @@ class _Run:
             "architecture": "unet",
             "summary": source.summary,
             **({"blind": True} if source.blind else {}),
+            "grey_level": round(noise.GREY_LEVEL, 4),
             "multiply_adds_a_pixel": round(multiply_adds(self.network)),
             "weights": sum(p.value.numel() for p in self.network.param()),
             "data": [folder.name for folder in recipe.data],

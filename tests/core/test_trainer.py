@@ -98,6 +98,7 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
         "title": "m",
         "architecture": "unet",
         "summary": "Removes white Gaussian noise of a known or estimated level from photographs.",
+        "grey_level": 1.7321,
         "multiply_adds_a_pixel": 196544,
         "weights": 4177740,
         "data": [it.data[0].name],
