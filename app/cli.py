@@ -6,6 +6,7 @@
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,28 @@ def serve(
         http=protocol(settings),
         log_config=logs.configuration(settings.log_format),
     )
+
+
+@cli.command()
+def worker(
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.", show_default="auto")] = None,
+) -> None:
+    """Train what services elsewhere were asked to, until told to stop: with the jobs_url and train_dir that they have."""
+    from app.ledger import Ledger
+    from app.queue import Queue
+    from app.worker import Worker
+
+    settings = _settings(device=device)
+    ledger = Ledger.of(settings)
+    training = Worker(ledger, Queue(ledger.url), settings)
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    training.start()
+    err.print(f"waiting for training jobs in {ledger.url!r}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    told.wait()
+    training.stop()
+    ledger.close()
 
 
 @cli.command()

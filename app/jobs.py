@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from app import folders
 from app.errors import JobsAway, ModelExists, NotEnded, NotResumable, UnknownJob, told_when_full
-from app.ledger import Ledger, Record, now
+from app.ledger import Ledger, Record, file_of, now
 from app.models import Models
 from app.orders import Event, Job, Order, Status
 from app.queue import Queue
@@ -47,7 +47,7 @@ class Jobs:
 
     def resume(self) -> None:
         """Opens what an earlier run left, and goes on with its jobs."""
-        if self._settings.jobs_url is not None or self._file.exists():
+        if self._settings.jobs_url is not None or file_of(self._settings).exists():
             self._open()
 
     def close(self) -> None:
@@ -58,14 +58,10 @@ class Jobs:
         if self._ledger is not None:
             self._ledger.close()
 
-    @property
-    def _file(self) -> Path:
-        return (self._settings.train_dir / "jobs.sqlite").absolute()
-
     def _open(self) -> tuple[Ledger, Queue]:
         with self._opening:
             if self._ledger is None or self._queue is None:
-                ledger = Ledger(self._settings.jobs_url or f"sqlite:///{self._file}")
+                ledger = Ledger.of(self._settings)
                 queue = Queue(ledger.url)
                 if self._settings.train_here:
                     worker = Worker(ledger, queue, self._settings, self._models.refresh)

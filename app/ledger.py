@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from app.errors import ModelExists, UnknownJob
 from app.orders import ENDED, Event, Job, Order, Status
+from app.settings import Settings
 
 SILENT_SECONDS = 10.0
 """A running job is shown as queued when its worker was not heard of for so long."""
@@ -85,6 +86,10 @@ class Ledger:
             _tables.create_all(self._engine)
         except sa.exc.DBAPIError:  # another process was creating them just now
             _tables.create_all(self._engine)
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Ledger":
+        return cls(settings.jobs_url or f"sqlite:///{file_of(settings)}")
 
     def close(self) -> None:
         self._engine.dispose()
@@ -177,6 +182,11 @@ class Ledger:
         with self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return [Event(number=row["number"], kind=row["kind"], data=json.loads(row["data"])) for row in rows]
+
+
+def file_of(settings: Settings) -> Path:
+    """Where the table is unless the settings name a database."""
+    return (settings.train_dir / "jobs.sqlite").absolute()
 
 
 def now() -> datetime:

@@ -154,6 +154,12 @@ class _Attempt:
         self._status: Status = "running"
 
     def run(self) -> None:
+        try:
+            self._run()
+        except OSError as error:  # no child can be started, or its log not be written
+            self._settle("failed", f"The training process could not be run ({error}): mend that and resume the job.")
+
+    def _run(self) -> None:
         while True:
             said, code = self._follow()
             if self._status == "cancelling":

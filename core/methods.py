@@ -337,8 +337,8 @@ class Pairs:
         held = _held_out(len(firsts))
         self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], blind)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
-        apart = Apart.of(correlation(flat([one - other + 0.5 for one, other, _ in self._held], share=1))) if not self.clean else None
-        self._turns = apart is None or apart.turns
+        # What the two differ by is noise alone. Where it has a direction, pictures keep theirs.
+        self._turns = Apart.of(correlation(flat([one - other + 0.5 for one, other, _ in self._held], share=1))).turns
         rest = [i for i in range(len(firsts)) if i not in set(held)]
         both = [(firsts[i], seconds[i]) for i in rest] + ([] if self.clean else [(seconds[i], firsts[i]) for i in rest])
         self._inputs, self._targets = _Pictures([one for one, _ in both], blind), [other for _, other in both]

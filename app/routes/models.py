@@ -25,7 +25,6 @@ from app.errors import (
 )
 from app.models import RESERVED, SUFFIX, Models, kept_dir
 from app.samples import Panel
-from app.settings import Settings
 from app.state import ModelsNow, SettingsNow
 from core import Denoiser
 
@@ -144,12 +143,8 @@ async def take_model(
     """The body is the safetensors file. It is served once its shapes fit, its numbers are finite and its card can be read."""
     with told_when_full(settings.train_dir), folders.workshop(kept_dir(settings)) as folder:
         uploaded = folder / "uploaded.safetensors"
-        arrived = 0
         with uploaded.open("wb") as file:
             async for chunk in request.stream():
-                arrived += len(chunk)
-                if arrived > settings.max_model_bytes:
-                    raise _too_large(settings)
                 file.write(chunk)
         denoiser = await anyio.to_thread.run_sync(models.take, uploaded, name)
     response.headers["Location"] = f"/models/{name}"
@@ -173,12 +168,4 @@ def _told(models: Models, denoiser: Denoiser, keys: tuple[str, ...] | None = Non
         bytes=path.stat().st_size if path.exists() else 0,
         sample=models.sample(name).exists(),
         card={key: card[key] for key in keys if key in card} if keys else dict(card),
-    )
-
-
-def _too_large(settings: Settings) -> TooLarge:
-    limit = settings.max_model_bytes
-    return TooLarge(
-        f"The body is larger than max_model_bytes = {limit}: send a smaller one, or raise CLEARFOLD_MAX_MODEL_BYTES.",
-        limit={"max_model_bytes": limit},
     )

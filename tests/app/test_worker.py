@@ -147,6 +147,14 @@ def test_an_attempt_at_a_job_that_somebody_works_on_leaves_it_alone(ledger, queu
     assert state(ledger, id) == ("queued", 1)
 
 
+def test_a_job_whose_log_cannot_be_written_has_failed_with_the_reason(ledger, queue, settings, job, monkeypatch):
+    id = job("queued")
+    (folders.of(settings, id) / folders.LOG).mkdir()  # in its place, as good as a full disk
+    Worker(ledger, queue, settings)._attempt(id, 1)
+    assert state(ledger, id) == ("failed", 1)
+    assert ledger[id].job.reason.startswith("The training process could not be run ([Errno 21] Is a directory")
+
+
 def test_folders_that_belong_to_no_job_are_strays_unless_somebody_fills_them(settings, job):
     known = job("done")
     left, filled, foreign = (folders.of(settings, name) for name in ("left", "filled", "foreign"))

@@ -4,18 +4,22 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from toys import decoded, encoded, noise, wait_for
+from toys import DEADLINE_SECONDS, decoded, encoded, noise, wait_for
 
+import app
 from app import worker
 from app.main import create_app
 from app.settings import Settings
 
+ROOT = Path(app.__file__).parents[1]
 PICTURES = [("files", (f"{seed}.png", encoded(noise(100, 100, seed)))) for seed in range(3)]
 ENDED = ("cancelled", "done", "failed")
 
@@ -191,6 +195,19 @@ def test_a_service_that_stops_ends_the_child_and_the_next_one_goes_on_with_the_j
         assert statuses == ["queued", "running", "queued", "queued", "running", "done"]
         steps = [data["step"] for _, kind, data in told(client, id) if kind == "quality"]
         assert steps == [*range(2, 25, 2)]  # nothing was measured twice: the second attempt went on from the checkpoint
+
+
+def test_a_service_may_leave_the_training_to_a_worker_elsewhere(settings):
+    apart = settings.model_copy(update={"train_here": False})
+    environment = {**os.environ, "CLEARFOLD_TRAIN_DIR": str(settings.train_dir), "CLEARFOLD_MODELS_DIR": str(settings.models_dir)}
+    with TestClient(create_app(apart)) as client:
+        id = post(client, steps="1", model="mine", activate="always")["id"]
+        with subprocess.Popen([sys.executable, "-m", "app.cli", "worker", "--device", "cpu"], env=environment, cwd=ROOT) as process:
+            job = end_of(client, id)
+            process.terminate()
+            assert process.wait(DEADLINE_SECONDS) == 0
+        assert job["status"] == "done", job
+        wait_for(lambda: client.get("/models").json()["default"] == "mine", "the model that another process made")
 
 
 @pytest.mark.parametrize("method", ["pairs", "noisy"])
