@@ -44,6 +44,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match, Route
 
 from core import ImageError
 
@@ -275,12 +276,25 @@ async def _http(request: Request, error: Exception) -> Response:
         error = BadRequest(error.detail)
     if isinstance(error, Problem):
         return answer(request, error)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_allowed(request)))
     phrase = HTTPStatus(error.status_code).phrase
     detail = {
         404: f"Nothing lives at {request.url.path}: see /docs for what does.",
         405: f"{request.url.path} does not answer {request.method}: see the Allow header.",
     }.get(error.status_code, error.detail)
-    return _tell(request, error.status_code, "about:blank", phrase, detail, {}, error.headers)
+    return _tell(request, error.status_code, "about:blank", phrase, detail, {}, headers)
+
+
+def _allowed(request: Request) -> set[str]:
+    """Every method of the address that was asked for; the framework names those of its first route alone."""
+    routes: list[BaseRoute] = []
+    for each in request.app.routes:
+        inside = getattr(each, "original_router", None)
+        routes += inside.routes if inside is not None else [each]
+    path = next((route.path for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE), None)
+    return {method for route in routes if isinstance(route, Route) and route.path == path for method in route.methods or ()}
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
