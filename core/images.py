@@ -22,6 +22,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -60,10 +62,7 @@ TURNS: dict[int, Callable[[Samples], Samples]] = {  # EXIF orientation -> what m
 STEPS = {torch.uint8: 255, torch.uint16: 65535}
 STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole picture is made
 
-try:
-    import pillow_heif  # the extra `heic`
-except ImportError:
-    pillow_heif = None  # type: ignore[assignment]
+pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`
 
 # libvips decodes in the thread that asks, keeps nothing of what it did, and has no other loader than these.
 pyvips.concurrency_set(1)

@@ -57,6 +57,7 @@ class Conv2d(Module):
         self._check(x)
         if tape is not None:
             tape.append(x)
+            self.dweight = self.dbias = None  # the last step's: they would lie beside all that this one keeps
         return convolution.convolve(
             x,
             self.weight,
@@ -67,7 +68,7 @@ class Conv2d(Module):
             yields=self.yields,
             addends=_some(addend),
             relu=relu,
-            packs=self.packs,
+            packs=self.packs if tape is None else None,  # a step of training changes the weights: kept, they would only take memory
         )
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
@@ -85,7 +86,6 @@ class Conv2d(Module):
             factors=self.factors,
             addends=_some(addend),
             mask=x if rectified else None,
-            packs=self.packs,
         )
 
     def derive(self, dy: Tensor, tape: Tape) -> None:

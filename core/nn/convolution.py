@@ -22,13 +22,13 @@ class Packs:
     """A layer's weights as the kernels read them, made anew when the weights have changed."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, bool], tuple[tuple[int, int], Tensor]] = {}
+        self.kept: dict[str, tuple[tuple[int, int], Tensor]] = {}
 
-    def get(self, kernel: kernels.Kernels, weight: Tensor, winograd: bool, turned: bool) -> Tensor:
-        key, state = (kernel.name, turned), (weight.data_ptr(), weight._version)
-        kept = self.kept.get(key)
+    def get(self, kernel: kernels.Kernels, weight: Tensor, winograd: bool) -> Tensor:
+        state = weight.data_ptr(), weight._version
+        kept = self.kept.get(kernel.name)
         if kept is None or kept[0] != state:
-            kept = self.kept[key] = state, kernel.pack(weight, winograd, turned)  # two threads at once would make the same
+            kept = self.kept[kernel.name] = state, kernel.pack(weight, winograd)  # two threads at once would make the same
         return kept[1]
 
 
@@ -58,7 +58,7 @@ def convolve(
     kernel = _kernel(x, factors) if scale[0] == scale[1] else None
     if kernel is not None:
         winograd = _winograd(weight, stride)
-        packed = (packs or Packs()).get(kernel, weight, winograd, turned=False)
+        packed = (packs or Packs()).get(kernel, weight, winograd)
         return kernel.convolve(
             x,
             packed,
@@ -112,13 +112,12 @@ def data_gradient(
     factors: torch.dtype | None = None,
     addends: Sequence[Tensor] = (),
     mask: Tensor | None = None,
-    packs: Packs | None = None,
 ) -> Tensor:
     """The derivative of `convolve` by `x`, (N, *size, C), `+` up to two addends, and zero where `mask` is not above zero."""
     own = _kernel(dy, factors or dy.dtype)
     around, crop = products.transposed_border((weight.shape[0], weight.shape[1]), stride, border, size, (dy.shape[1], dy.shape[2]))
     if own is not None and _winograd(weight, stride):
-        packed = (packs or Packs()).get(own, weight, True, turned=True)
+        packed = own.pack(weight, True, turned=True)
         A, B, C, F = weight.shape
         return own.convolve(dy, packed, (A, B, F, C), stride, around, winograd=True, crop=crop, addends=addends, mask=mask)
     turned = products.transposed(weight, stride)
