@@ -208,7 +208,7 @@ class Measured:
 
 def measure(pixels: Tensor) -> Measured:
     """What noise there is in a picture (H, W, C), and of what kind."""
-    return Measured(estimate_gaussian(pixels), estimate_gaussian(pixels, shrunk=2))
+    return Measured(estimate_gaussian(pixels), estimate_gaussian(pixels, shrunk=2, most=4000))
 
 
 def is_grey(pixels: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.estimate FOLDER`: how far the noise estimate is off on a folder of pictures, and what it costs.
+"""`python -m tests.benchmarks.estimate FOLDER`: how far the noise estimate is off on a folder of pictures, and what CPU time it costs.
 
 White Gaussian noise, unclipped, as `clearfold evaluate` puts it on; `--rounded` cuts and rounds it to 8 bits, as a file would hold it.
 A picture counts as near and as nearer if it is within 10 and 5 % of the level, and below sigma 10 within 0.7 and 0.4 8-bit steps; it counts
@@ -36,9 +36,9 @@ def measure(pictures: evaluation.Pictures, sigma: float, rounded: bool) -> Row:
     for i in range(len(pictures)):
         noisy, _ = pictures.pair(i, sigma)
         noisy = metrics.to_8bit(noisy) if rounded else noisy
-        started = time.perf_counter()
+        started = time.process_time()
         level = noise.estimate_gaussian(noisy)
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         pixels += noisy.shape[0] * noisy.shape[1]
         errors.append(255 * level - sigma)
         white += noise.measure(noisy).white
