@@ -212,7 +212,12 @@ def open(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Stack:
 
     def frames(keep_going: KeepGoing) -> Iterator[Picture]:
         with _told(name):
-            yield from stack.frames(keep_going)
+            decoding: Iterator[Picture] | None = stack.frames(keep_going)
+            for number in range(stack.count):
+                taken = [next(decoding)]  # type: ignore[arg-type]
+                if number == stack.count - 1:
+                    decoding = None  # which still holds what the last frame was made of
+                yield taken.pop()  # and nothing of a frame is held here
 
     return dataclasses.replace(stack, frames=frames)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import struct
+import weakref
 import zlib
 from typing import Any
 
@@ -657,6 +658,15 @@ def test_frames_have_limits_of_their_own(name: str) -> None:
         images.open(data, Limits(max_frames=2))
     with pytest.raises(ImageError, match="frames have 105 pixels together; at most max_total_pixels = 104 are accepted"):
         images.open(data, Limits(max_total_pixels=104))
+
+
+def test_nothing_holds_a_frame_but_whoever_took_it() -> None:
+    for data in (encoded(noise()), encoded(noise(), "jpeg"), encoded(noise(), "webp"), moving("tiff"), moving("gif")):
+        frames = images.open(data).frames(lambda: True)
+        for picture in frames:
+            samples = weakref.ref(picture.samples)
+            del picture
+            assert samples() is None
 
 
 def test_frames_are_decoded_as_they_are_asked_for_and_no_longer_than_wanted() -> None:
