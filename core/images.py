@@ -60,6 +60,7 @@ TURNS: dict[int, Callable[[Samples], Samples]] = {  # EXIF orientation -> what m
     8: lambda a: np.rot90(a),
 }
 STEPS = {torch.uint8: 255, torch.uint16: 65535}
+MAX_PARTS = 1 << 16  # chunks of a PNG, segments of a JPEG: each is looked at, and may be next to nothing
 STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole picture is made
 
 pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`
@@ -210,7 +211,12 @@ def open(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Stack:
 
     def frames(keep_going: KeepGoing) -> Iterator[Picture]:
         with _told(name):
-            yield from stack.frames(keep_going)
+            decoding: Iterator[Picture] | None = stack.frames(keep_going)
+            for number in range(stack.count):
+                taken = [next(decoding)]  # type: ignore[arg-type]
+                if number == stack.count - 1:
+                    decoding = None  # which still holds what the last frame was made of
+                yield taken.pop()  # and nothing of a frame is held here
 
     return dataclasses.replace(stack, frames=frames)
 
@@ -462,7 +468,8 @@ def _decoded(image: pyvips.Image, limits: Limits, keep_going: KeepGoing) -> Samp
             image.set_kill(True)
 
     image.set_progress(True)
-    image.signal_connect("eval", look)
+    for moment in ("preeval", "eval"):
+        image.signal_connect(moment, look)
     try:
         raw = image.write_to_memory()
     except pyvips.Error:
@@ -514,7 +521,9 @@ def _open_png(data: bytes, limits: Limits) -> Stack:
 def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
     """The chunks that make pixels, each sum checked; what the others say; how many frames there are. What trails is dropped."""
     kept, position, kind, found, count = [data[:8]], 8, b"", blocks.Png(), 1
-    while kind != b"IEND":
+    for _ in range(MAX_PARTS):
+        if kind == b"IEND":
+            break
         length, kind = struct.unpack_from(">I4s", data, position)
         chunk = data[position : position + length + 12]
         position += length + 12
@@ -529,6 +538,8 @@ def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
             kept.append(chunk)
         else:
             found.chunk(kind, body, whole)
+    if kind != b"IEND":
+        raise ImageError(f"the png picture has more than {MAX_PARTS} parts: save it anew")
     if count < 2:  # a still picture to every reader
         kept = [chunk for chunk in kept if chunk[4:8] not in (b"acTL", b"fcTL", b"fdAT")]
     return b"".join(kept), found, count
@@ -561,9 +572,12 @@ def _open_jpeg(data: bytes, limits: Limits) -> Stack:
 
 def _screened_jpeg(data: bytes, limits: Limits) -> blocks.Jpeg:
     """Counts scans, as the decoder will meet them: segment by segment, then on to the next marker."""
-    position, scans, found = 2, 0, blocks.Jpeg()
+    position, scans, parts, found = 2, 0, 0, blocks.Jpeg()
     while marker := SEGMENT.search(data, position):
         kind = marker[0][1]
+        parts += 1
+        if parts > MAX_PARTS:
+            raise ImageError(f"the jpeg picture has more than {MAX_PARTS} parts: save it anew")
         if kind == 0xD9:
             break
         scans += kind == 0xDA
@@ -686,7 +700,7 @@ def _said(image: ImageFile.ImageFile) -> Metadata:
 
 
 def _open_gif(data: bytes, limits: Limits) -> Stack:
-    _check_frames(_gif_frames(data), 0, limits)
+    _check_frames(_gif_frames(data), 0, limits)  # before Pillow, which counts them by way of their pixels
     return _pillow("gif", data, GifImageFile, limits)
 
 

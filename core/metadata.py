@@ -19,6 +19,9 @@ from core.tiff import Directory, Entry, TiffError
 MAX_BLOCK_BYTES = 8 << 20
 """A larger profile or packet is dropped, and nothing is inflated beyond it."""
 
+MAX_SEARCHED_BYTES, MAX_PLACE_ENTRIES = 1 << 15, 64
+"""A longer packet of XMP, or a GPS directory of more entries, is not searched for what tells the place: it is dropped if it may."""
+
 EXIF_HEAD, XMP_HEAD, XMP_MORE_HEAD = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 ICC_HEAD, PHOTOSHOP_HEAD, JFIF_HEAD = b"ICC_PROFILE\0", b"Photoshop 3.0\0", b"JFIF\0"
 PNG_XMP = b"XML:com.adobe.xmp"
@@ -53,7 +56,9 @@ class Metadata:
 
     def safe(self) -> Metadata:
         """Without what tells the place: EXIF's GPS and maker notes, XMP's and IPTC's places."""
-        xmp = XMP_PLACE.sub(b"", self.xmp) if self.xmp else None
+        xmp = self.xmp
+        if xmp and XMP_DOUBT.search(xmp) and len(xmp) <= MAX_SEARCHED_BYTES:
+            xmp = XMP_PLACE.sub(b"", xmp)
         return dataclasses.replace(
             self,
             exif=_without_place(self.exif) if self.exif else None,
@@ -131,15 +136,21 @@ def _exif_is_sound(exif: bytes | None) -> bool:
     return first + 2 <= len(exif) and first + 2 + 12 * struct.unpack_from(_order(exif) + "H", exif, first)[0] <= len(exif)
 
 
-def _without_place(exif: bytes) -> bytes:
+def _without_place(exif: bytes) -> bytes | None:
     """In place, so that every offset stays true: the entries go, and their bytes are zeros."""
     block, order = bytearray(exif), _order(exif)
-    for tag, entry in _entries(block, _first(block)):
+    first = _entries(block, _first(block))
+    if sum(tag in (tiff.EXIF, tiff.GPS) for tag, _ in first) > 2:
+        return None
+    for tag, entry in first:
         below = 6 + struct.unpack_from(order + "I", block, entry + 8)[0]
         if tag == tiff.EXIF:
             _cut(block, below, tiff.MAKER_NOTE)
         if tag == tiff.GPS:
-            for _, place in _entries(block, below):
+            told = _entries(block, below)
+            if len(told) > MAX_PLACE_ENTRIES:
+                return None
+            for _, place in told:
                 _blank(block, place)
     _cut(block, _first(block), tiff.GPS)
     return bytes(block)
@@ -235,7 +246,7 @@ class Jpeg:
     def __init__(self) -> None:
         self._icc: dict[int, bytes] = {}
         self._icc_parts, self._icc_broken = 0, False
-        self._photoshop = b""
+        self._photoshop = bytearray()
         self._found: dict[str, Any] = {}
 
     def segment(self, marker: int, body: bytes) -> None:
@@ -253,7 +264,7 @@ class Jpeg:
             number, parts = body[12:14]
             self._icc_broken |= number in self._icc or not 1 <= number <= parts or (self._icc_parts or parts) != parts
             self._icc_parts, self._icc[number] = parts, body[14:]
-        elif marker == 0xED and body.startswith(PHOTOSHOP_HEAD):
+        elif marker == 0xED and body.startswith(PHOTOSHOP_HEAD) and len(self._photoshop) < MAX_BLOCK_BYTES:
             self._photoshop += body.removeprefix(PHOTOSHOP_HEAD)
 
     def metadata(self) -> Metadata:
@@ -261,7 +272,7 @@ class Jpeg:
         if self._icc:
             whole = not self._icc_broken and len(self._icc) == self._icc_parts
             icc = b"".join(self._icc[number] for number in sorted(self._icc)) if whole else b""
-        return Metadata(icc=icc, iptc=_from_photoshop(self._photoshop), **self._found)
+        return Metadata(icc=icc, iptc=_from_photoshop(bytes(self._photoshop)), **self._found)
 
 
 def jpeg_options(metadata: Metadata) -> dict[str, Any]:
@@ -304,6 +315,7 @@ class Png:
         self._found: dict[str, Any] = {}
         self._colour: dict[bytes, bytes] = {}
         self._broken: list[str] = []
+        self._tried: set[str] = set()  # each block once: it may inflate to much more than it is
 
     def chunk(self, kind: bytes, body: bytes, whole: bool) -> None:
         readers: dict[bytes, tuple[str, Callable[[], bytes | None]]] = {
@@ -316,11 +328,12 @@ class Png:
         keyword = {b"iTXt": PNG_XMP, b"zTXt": PNG_IPTC, b"tEXt": PNG_IPTC}.get(kind)
         if kind in readers and (keyword is None or body.startswith(keyword + b"\0")):
             name, read = readers[kind]
-            block = read() if whole and name not in self._found else None
+            block = read() if whole and name not in self._tried else None
             if block is not None:
                 self._found[name] = block
-            elif name not in self._found:
+            elif name not in self._tried:
                 self._broken.append(name)
+            self._tried.add(name)
         elif kind == b"pHYs" and whole and len(body) == 9 and body[8] == 1:
             across, down = (value * 0.0254 for value in struct.unpack(">II", body[:8]))
             if across and down:

@@ -25,7 +25,7 @@ EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005
 ORIENTATION, MAKER_NOTE = 0x0112, 0x927C
 SUBDIRECTORIES = (EXIF, GPS, INTEROPERABILITY)
 
-MAX_ENTRIES = 4096
+MAX_ENTRIES = 1024
 MAX_VALUE_BYTES = 16 << 20  # of one tag: a profile or a packet of XMP, not pixels
 
 STRIP_BYTES = 1 << 20
@@ -82,6 +82,7 @@ class Structure:
             raise TiffError("it does not begin as TIFF does")
         self._big = version == 43  # BigTIFF: every number of the structure is twice as wide
         (self._first,) = self._read("Q", 8) if self._big else self._read("I", 4)
+        self._left = 2 * len(data) + MAX_VALUE_BYTES  # of values to copy: many entries may point to the same bytes
 
     def pages(self) -> Iterator[Directory]:
         """The chain of directories, each as it is reached."""
@@ -127,6 +128,9 @@ class Structure:
                 except TiffError:
                     continue
             elif 0 < size <= MAX_VALUE_BYTES and begin + size <= len(self._data):  # what is broken is as if it were not there
+                self._left -= size
+                if self._left < 0:
+                    raise TiffError("its values are larger than the file")
                 directory[tag] = Entry(kind, self._little(kind, self._data[begin : begin + size]))
         return directory, following
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import struct
+import weakref
 import zlib
 from typing import Any
 
@@ -659,6 +660,15 @@ def test_frames_have_limits_of_their_own(name: str) -> None:
         images.open(data, Limits(max_total_pixels=104))
 
 
+def test_nothing_holds_a_frame_but_whoever_took_it() -> None:
+    for data in (encoded(noise()), encoded(noise(), "jpeg"), encoded(noise(), "webp"), moving("tiff"), moving("gif")):
+        frames = images.open(data).frames(lambda: True)
+        for picture in frames:
+            samples = weakref.ref(picture.samples)
+            del picture
+            assert samples() is None
+
+
 def test_frames_are_decoded_as_they_are_asked_for_and_no_longer_than_wanted() -> None:
     asked = iter([True, True, False])
     frames = images.open(moving("gif")).frames(lambda: next(asked))
@@ -666,6 +676,21 @@ def test_frames_are_decoded_as_they_are_asked_for_and_no_longer_than_wanted() ->
     assert next(frames).samples.shape == (5, 7, 3)
     with pytest.raises(Cancelled):
         next(frames)
+
+
+def test_parts_are_counted() -> None:
+    assert refusal(with_chunk(encoded(noise()), b"teXt", b"")[:33] + png((b"teXt", b""))[8:] * 66_000) == (
+        "the png picture has more than 65536 parts: save it anew"
+    )
+    assert refusal(b"\xff\xd8" + b"\xff\xfe\0\2" * 66_000) == "the jpeg picture has more than 65536 parts: save it anew"
+
+
+def test_decoding_has_a_time_limit_and_can_be_given_up() -> None:
+    for name in ("png", "jpeg", "tiff"):
+        data = encoded(noise(width=300, height=300), name)
+        assert refusal(data, max_decode_seconds=0) == "decoding took longer than max_decode_seconds = 0: send a smaller picture"
+        with pytest.raises(Cancelled):
+            images.read(data, keep_going=lambda: False)
 
 
 def test_depth_that_would_be_lost_is_refused() -> None:

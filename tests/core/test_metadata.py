@@ -204,3 +204,25 @@ def test_a_big_endian_block_is_read_as_its_little_endian_twin() -> None:
     (page,) = tiff.Structure(block).pages()
     assert page.number(0x0112, 0) == 6
     assert page.bytes(0x011A) == struct.pack("<II", 300, 7)
+
+
+def test_a_block_that_failed_is_not_inflated_again() -> None:
+    gathered = metadata.Png()
+    gathered.chunk(b"iCCP", b"icc\0\0" + b"broken", True)
+    gathered.chunk(b"iCCP", b"icc\0\0" + zlib.compress(ICC), True)
+    assert gathered.metadata() == Metadata(broken=("icc",))
+
+
+def test_values_that_are_larger_than_the_file_together_are_refused() -> None:
+    entries = b"".join(struct.pack("<HHII", 700, 1, 1 << 20, 0) for _ in range(1000))
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", 1000) + entries + bytes(4 + (1 << 20))
+    with pytest.raises(tiff.TiffError, match="its values are larger than the file"):
+        list(tiff.Structure(data).pages())
+
+
+def test_what_would_take_long_to_search_for_a_place_is_dropped() -> None:
+    assert Metadata(xmp=XMP + b" " * 40_000).safe().xmp is not None
+    assert Metadata(xmp=PLACED + b" " * 40_000).safe().xmp is None
+    many = struct.pack("<H", 65) + struct.pack("<HHII", 2, 5, 3, 0) * 65 + bytes(4)
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x8825, 4, 1, 26) + bytes(4) + many
+    assert Metadata(exif=block).safe().exif is None
