@@ -86,7 +86,7 @@ export const text = {
     presetsLabel: "Strength in words",
     model: "Model",
     automatic: "Automatic",
-    saving: "Format and quality",
+    saving: "File",
     format: "Format",
     same: "As it came",
     formats: { png: "PNG", jpeg: "JPEG", webp: "WebP", tiff: "TIFF", avif: "AVIF", bmp: "BMP", gif: "GIF" },
