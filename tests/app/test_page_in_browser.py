@@ -13,8 +13,7 @@ from typing import cast
 import httpx
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
-from browsing import Tabs, launched, needs_browser, served, shoot, tabs
+from browsing import Tabs, accessible, button, launched, needs_browser, served, shoot, shown, tabs
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
@@ -102,26 +101,12 @@ def frames(page: Page, state: str) -> Locator:
     return page.locator(f".film li[data-state={state}]")
 
 
-def button(page: Page, name: str) -> Locator:
-    return page.get_by_role("button", name=name, exact=True)
-
-
 def whole(page: Page) -> None:
     """Denoises the current picture whole."""
     done = frames(page, "done").count()
     button(page, "Denoise whole picture").click()
     expect(frames(page, "done")).to_have_count(done + 1)
     expect(hint(page)).to_be_hidden()
-
-
-def shown(page: Page) -> Image.Image:
-    """What the canvas shows, once it is drawn and no tile is on its way."""
-    two_frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
-    last, now = "", " "
-    while last != now:
-        page.evaluate(two_frames)
-        last, now = now, page.evaluate("() => document.querySelector('canvas.picture').toDataURL()")
-    return decoded(base64.b64decode(now.partition(",")[2])).convert("RGB")
 
 
 def picture(page: Page, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -133,11 +118,6 @@ def picture(page: Page, width: int = WIDTH, height: int = HEIGHT) -> Image.Image
 
 def farthest(a: Image.Image, b: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(a, b.convert("RGB")).getextrema())
-
-
-def accessible(page: Page) -> None:
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
 
 
 # Ways in
