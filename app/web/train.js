@@ -185,10 +185,10 @@ export class Train {
   }
 
   async #models() {
-    const { models, default: standard } = await json("models").catch(() => ({ models: [] }));
+    const { models, default: first } = await json("models").catch(() => ({ models: [] }));
     const names = models.map(({ name }) => name);
     const option = (value, name) => h("option", { value }, name);
-    this.parent.replaceChildren(option("", words.standard(standard ?? models.find((each) => each.default)?.name)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
+    this.parent.replaceChildren(option("", words.standard(first)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
   }
 
   async #start() {
@@ -424,15 +424,14 @@ export class Train {
     if (!file) return;
     hide(this.compared, false);
     this.compared.replaceChildren(h("p", { class: "note", role: "status" }, words.comparing));
-    const { models, default: named } = await json("models");
-    const standard = named ?? models.find((each) => each.default)?.name;
-    const other = standard === model ? models.find(({ name }) => name === model)?.parent ?? standard : standard;
+    const { models, chosen } = await json("models");
+    const other = chosen === model ? models.find(({ name }) => name === model)?.parent ?? "auto" : chosen;
     const { signal } = this.stop;
     const blobs = [];
     for (const name of [other, model]) blobs.push((await denoise(file, { model: name, format: "png" }, { signal })).blob);
     const [before, after] = await Promise.all(blobs.map((blob) => pictures.open(blob)));
     this.opened.push(before, after);
-    this.viewer = new Viewer({ onmove() {}, onview() {}, onzoom() {}, names: [other, model] });
+    this.viewer = new Viewer({ onmove() {}, onview() {}, onzoom() {}, names: [words.current(other), model] });
     this.compared.replaceChildren(this.viewer.element);
     requestAnimationFrame(() => {
       this.viewer.show(before);

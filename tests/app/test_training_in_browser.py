@@ -85,20 +85,20 @@ def test_a_model_is_trained_compared_used_and_put_back(page: Page, address: str)
     accessible(page)
 
     page.locator(".outcome input[type=file]").set_input_files({"name": "own.png", "mimeType": "image/png", "buffer": PICTURES[0][1]})
-    expect(page.locator(".compared .tag")).to_have_text(["same", "my-camera"])
+    expect(page.locator(".compared .tag")).to_have_text(["Automatic", "my-camera"])
     assert shown(page, ".compared canvas.picture").getcolors(1) is None  # more than one colour
     shoot(page, "train-compared")
 
     def default() -> str:
-        return httpx.get(f"{address}/models").json()["default"]
+        return httpx.get(f"{address}/models").json()["chosen"]
 
-    assert default() == "same"
+    assert default() == "auto"
     button(page, "Use this model").click()
     expect(page.locator(".outcome")).to_contain_text("my-camera is in use")
     assert default() == "my-camera"
-    button(page, "Back to same").click()
-    expect(page.locator(".outcome")).to_contain_text("same is in use")
-    assert default() == "same"
+    button(page, "Back to automatic").click()
+    expect(page.locator(".outcome")).to_contain_text("The picture decides")
+    assert default() == "auto"
 
     page.get_by_role("link", name="All trainings").click()
     expect(page.locator(".jobs li")).to_contain_text(["my-camera"])
@@ -117,8 +117,9 @@ def test_a_model_is_trained_compared_used_and_put_back(page: Page, address: str)
     assert weights == httpx.get(f"{address}/models/my-camera/weights").content
     button(page, "Use it: my-camera").click()
     expect(mine).to_contain_text("in use")
-    button(page, "Use it: same").click()
-    expect(models.filter(has_text="same").locator(".pill")).to_have_text("in use")
+    button(page, "Let the picture decide again").click()
+    expect(page.locator(".pill:visible")).to_have_count(0)
+    assert default() == "auto"
     mine.get_by_role("button", name="Delete").click()
     mine.get_by_role("button", name="Delete for good?").click()
     expect(models).to_have_count(1)
