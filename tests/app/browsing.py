@@ -33,7 +33,7 @@ new PerformanceObserver((list) => { for (const e of list.getEntries()) if (!e.ha
 needs_browser = pytest.mark.skipif(
     BROWSER is None and not os.environ.get("CI"), reason="no chromium on this machine (with CI set this would fail)"
 )
-expect.set_options(timeout=DEADLINE_SECONDS * 1000)
+expect.set_options(timeout=DEADLINE_SECONDS * 1000 / 3)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def tabs(browser: Browser, address: str) -> Iterator[Tabs]:
 
     def open_tab(**options: object) -> Page:
         contexts.append(context := browser.new_context(**options))
-        context.set_default_timeout(DEADLINE_SECONDS * 1000)
+        context.set_default_timeout(DEADLINE_SECONDS * 1000 / 3)
         page = context.new_page()
         page.add_init_script(SHIFTS)
         page.on("console", lambda said: said.type == "error" and not said.text.startswith(EXPECTED) and complaints.append(said.text))
