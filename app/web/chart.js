@@ -60,11 +60,13 @@ export class Chart {
   #band({ name, unit, points, digits }, top, width) {
     const values = points.map(([, y]) => y);
     let [low, high] = [Math.min(...values), Math.max(...values)];
-    if (!(high > low)) [low, high] = [(low || 0) - 1, (high || 0) + 1];
+    if (!(high > low)) [low, high] = [low * 0.9, low * 1.1 || 1];
     const toY = (y) => top + 18 + (1 - (y - low) / (high - low)) * (HEIGHT - 30);
-    const lines = ticks(low, high, 3).flatMap((y) => [
+    const at = ticks(low, high, 3);
+    const places = Math.max(digits, -Math.floor(Math.log10(Math.abs(at[1] - at[0]) || 1)));
+    const lines = at.flatMap((y) => [
       s("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: toY(y), y2: toY(y) }),
-      s("text", { x: LEFT - 8, y: toY(y) + 4, "text-anchor": "end" }, y.toFixed(digits)),
+      s("text", { x: LEFT - 8, y: toY(y) + 4, "text-anchor": "end" }, y.toFixed(places)),
     ]);
     const curve = points.map(([x, y]) => `${this.toX(x).toFixed(1)},${toY(y).toFixed(1)}`).join(" ");
     const dot = points.length === 1 ? [s("circle", { cx: this.toX(points[0][0]), cy: toY(points[0][1]), r: 3 })] : [];

@@ -1,11 +1,11 @@
 // The Denoise part: pictures come in, each is shown before and after, and goes out as a file.
 import { h, hide, range, save, say, settled } from "./dom.js";
 import * as pictures from "./pictures.js";
-import { cancelled, denoise, json } from "./service.js";
+import { cancelled, denoise, hasKey, json } from "./service.js";
 import { bytes, duration, text } from "./strings.js";
 import { VIEWS, Viewer } from "./viewer.js";
 
-const DEFAULTS = { sigma: "auto", strength: 1, model: "", format: "", quality: 95 };
+const DEFAULTS = { sigma: "auto", strength: 1, model: "", format: "", quality: 95, metadata: "keep" };
 const LOSSY = ["jpeg", "webp", "avif"];
 const MOST_PREVIEWED = 3e6; // pixels
 const SETTLE = 150; // milliseconds of rest before a preview is asked for
@@ -115,9 +115,10 @@ export class Denoise {
       return [h("div", { class: "field" }, h("label", { htmlFor: name }, label), element), element];
     };
     const option = (value, label) => h("option", { value }, label);
-    let modelField, formatField;
+    let modelField, formatField, metadataField;
     [modelField, this.model] = select("model", words.model, option("", words.automatic));
     [formatField, this.format] = select("format", words.format, [option("", words.same), ...Object.entries(words.formats).map(([value, label]) => option(value, label))]);
+    [metadataField, this.metadata] = select("metadata", words.metadata, Object.entries(words.kept).map(([value, label]) => option(value, label)));
     this.quality = range({ label: words.quality, id: "quality", min: 1, max: 100, step: 1, value: 95, oninput: change("quality") });
 
     this.go = h("button", { type: "button", class: "main", onclick: () => this.#goOrCancel() });
@@ -145,7 +146,7 @@ export class Denoise {
         h("div", { class: "choice", role: "group", "aria-label": words.presetsLabel }, this.presets),
       ),
       modelField,
-      h("details", {}, h("summary", {}, words.saving), formatField, this.quality.element),
+      h("details", {}, h("summary", {}, words.saving), formatField, metadataField, this.quality.element),
       h("div", { class: "acts" }, this.go, this.goAll, h("div", { class: "row" }, this.download, this.zip)),
       h("details", { class: "curl" }, h("summary", {}, text.act.curl), this.curl, this.copy),
       this.facts,
@@ -316,17 +317,18 @@ export class Denoise {
 
   // What the service is asked for; the shorter, the better to read.
   #wishes() {
-    const { sigma, strength, model, format, quality } = this.settings;
+    const { sigma, strength, model, format, quality, metadata } = this.settings;
     const wishes = { sigma };
     if (strength !== 1) wishes.strength = strength;
     if (model) wishes.model = model;
     if (format) wishes.format = format;
     if (quality !== 95 && (!format || LOSSY.includes(format))) wishes.quality = quality;
+    if (metadata !== "keep") wishes.metadata = metadata;
     return wishes;
   }
 
   #fill() {
-    const { sigma, strength, model, format, quality } = this.settings;
+    const { sigma, strength, model, format, quality, metadata } = this.settings;
     this.auto.checked = sigma === "auto";
     this.sigma.set(sigma === "auto" ? this.current?.sigma : sigma);
     this.strength.set(strength);
@@ -338,6 +340,7 @@ export class Denoise {
     );
     this.model.value = model;
     this.format.value = format;
+    this.metadata.value = metadata;
     this.quality.set(quality);
     hide(this.quality.element, Boolean(format) && !LOSSY.includes(format));
   }
@@ -684,7 +687,8 @@ export class Denoise {
     const file = /[;,"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name;
     const url = new URL(`denoise?${new URLSearchParams(this.#wishes())}`, document.baseURI);
     const suffix = this.settings.format ? `.${this.settings.format}` : name.slice(stem(name).length);
-    return `curl -F ${quoted(`file=@${file}`)} ${quoted(url.href)} -o ${quoted(`${stem(name)}-denoised${suffix}`)}`;
+    const key = hasKey() ? '-H "Authorization: Bearer $CLEARFOLD_API_KEY" ' : "";
+    return `curl ${key}-F ${quoted(`file=@${file}`)} ${quoted(url.href)} -o ${quoted(`${stem(name)}-denoised${suffix}`)}`;
   }
 }
 
@@ -713,6 +717,7 @@ function fromAddress() {
   number("strength", 0, 2);
   number("quality", 1, 100);
   if (asked.get("model")) settings.model = asked.get("model");
+  if (asked.get("metadata") in text.settings.kept) settings.metadata = asked.get("metadata");
   if (asked.get("format") in text.settings.formats) settings.format = asked.get("format");
   return settings;
 }

@@ -1,11 +1,13 @@
 // The page: its three parts behind their links, the dialogs that all share, and the keys that act everywhere.
 import { Denoise } from "./denoise.js";
 import { h, hide, installLive } from "./dom.js";
+import { Models } from "./models.js";
 import { setKey } from "./service.js";
 import { text } from "./strings.js";
+import { Train } from "./train.js";
 
 const shared = { needKey: () => askKey() };
-const parts = { denoise: new Denoise(shared) };
+const parts = { denoise: new Denoise(shared), train: new Train(shared), models: new Models(shared) };
 
 const links = Object.keys(parts).map((name) => h("a", { href: `#${name}` }, text.parts[name]));
 const main = h("main", { id: "main", tabIndex: -1 }, Object.values(parts).map((part) => part.element));

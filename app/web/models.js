@@ -11,6 +11,7 @@ export class Models {
     this.needKey = needKey;
     this.alert = h("div", { class: "problem", role: "alert", hidden: true });
     this.list = h("ul", { class: "models" });
+    this.choice = h("div", { class: "row" });
     const chooser = h("input", { type: "file", hidden: true, accept: ".safetensors" });
     chooser.addEventListener("change", () => {
       this.#try(() => this.#upload(chooser.files[0]));
@@ -20,6 +21,7 @@ export class Models {
       { class: "sheet" },
       h("h2", {}, words.title),
       this.alert,
+      this.choice,
       this.list,
       h("div", { class: "row" }, h("button", { type: "button", onclick: () => chooser.click() }, words.upload), h("span", { class: "note" }, words.uploadHint)),
       chooser,
@@ -42,11 +44,14 @@ export class Models {
   }
 
   async #load() {
-    const { models } = await json("models");
-    this.list.replaceChildren(...(models.length ? models.map((model) => this.#row(model)) : [h("li", {}, words.none)]));
+    const { models, chosen } = await json("models");
+    const automatic = () => this.#try(() => this.#use("auto"));
+    const free = chosen === "auto";
+    this.choice.replaceChildren(free ? h("p", { class: "note" }, words.automatic) : h("button", { type: "button", onclick: automatic }, words.useAutomatic));
+    this.list.replaceChildren(...(models.length ? models.map((model) => this.#row(model, model.name === chosen)) : [h("li", {}, words.none)]));
   }
 
-  #row(model) {
+  #row(model, used) {
     const path = `models/${encodeURIComponent(model.name)}`;
     const act = (name, label, work) => h("button", { type: "button", "aria-label": `${label}: ${name}`, onclick: () => this.#try(work) }, label);
     const whole = h("div", { class: "card" });
@@ -68,13 +73,13 @@ export class Models {
     return h(
       "li",
       {},
-      h("h3", {}, model.name, model.default && h("span", { class: "pill", "data-status": "done" }, words.isDefault)),
+      h("h3", {}, model.name, used && h("span", { class: "pill", "data-status": "done" }, words.isDefault)),
       model.card?.summary && h("p", {}, String(model.card.summary)),
       h("p", { class: "note" }, origin.filter(Boolean).join(" · "), model.job && " · ", model.job && h("a", { href: `#train/${encodeURIComponent(model.job)}` }, words.job)),
       h(
         "div",
         { class: "row" },
-        !model.default && act(model.name, words.use, () => this.#use(model.name)),
+        !used && act(model.name, words.use, () => this.#use(model.name)),
         model.bytes !== undefined && act(model.name, words.download, async () => save(await (await ask(`${path}/weights`)).blob(), `${model.name}.safetensors`)),
         model.shipped === false && !model.default && remove,
       ),

@@ -113,10 +113,10 @@ export class Train {
     this.activate = h("input", { type: "checkbox", id: "activate" });
     this.noise = h("select", { id: "noise" }, Object.entries(words.noises).map(([value, name]) => h("option", { value }, name)));
     this.sigmas = [0, 55].map((value, i) => h("input", { type: "number", id: `sigma-${i}`, min: 0, max: 100, step: "any", value, required: true }));
+    this.steps = h("input", { type: "number", id: "steps", min: 1, step: 1, placeholder: words.stepsPlaceholder });
     this.kind = h(
-      "details",
-      {},
-      h("summary", {}, words.more),
+      "div",
+      { class: "kind" },
       field("noise", words.noise, this.noise),
       field("sigma-0", words.sigmaMin, this.sigmas[0]),
       field("sigma-1", words.sigmaMax, this.sigmas[1]),
@@ -143,7 +143,7 @@ export class Train {
       field("parent", words.parent, this.parent),
       field("minutes", words.minutes, this.minutes),
       h("p", { class: "check" }, this.activate, h("label", { htmlFor: "activate" }, words.activate)),
-      this.kind,
+      h("details", {}, h("summary", {}, words.more), field("steps", words.steps, this.steps), this.kind),
       h("div", { class: "row" }, this.startButton, this.cancelButton),
       this.working,
     );
@@ -185,10 +185,10 @@ export class Train {
   }
 
   async #models() {
-    const { models, default: standard } = await json("models").catch(() => ({ models: [] }));
+    const { models, default: first } = await json("models").catch(() => ({ models: [] }));
     const names = models.map(({ name }) => name);
     const option = (value, name) => h("option", { value }, name);
-    this.parent.replaceChildren(option("", words.standard(standard ?? models.find((each) => each.default)?.name)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
+    this.parent.replaceChildren(option("", words.standard(first)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
   }
 
   async #start() {
@@ -199,6 +199,7 @@ export class Train {
     form.append("minutes", this.minutes.value);
     if (this.name.value) form.append("model", this.name.value);
     if (this.parent.value) form.append("parent", this.parent.value);
+    if (this.steps.value) form.append("steps", this.steps.value);
     if (this.activate.checked) form.append("activate", "if_better");
     if (method === "clean") {
       form.append("noise", this.noise.value);
@@ -334,6 +335,7 @@ export class Train {
   #progress({ step, loss, seconds_trained: trained, seconds_left: left }) {
     if (Number.isFinite(loss)) this.chart.add(0, [step, loss]);
     if (!ACTIVE.includes(this.status)) return;
+    if (Number.isFinite(left)) left = Math.max(0, Math.min(left, this.minutes * 60 - trained)); // whichever ends first
     this.bar.value = left === null || left === undefined ? 0 : trained / Math.max(1e-9, trained + left);
     this.time.textContent = [words.trained(trained ?? 0), ...(left === null || left === undefined ? [] : [words.left(left)])].join(", ");
   }
@@ -341,11 +343,14 @@ export class Train {
   #job(job) {
     if (this.status && this.status !== job.status) say(`${job.model}: ${words.statuses[job.status]}`);
     this.status = job.status;
+    this.minutes = job.minutes;
     document.title = text.title(job.model);
     this.title.replaceChildren(job.model, " ", this.#pill(job));
     const active = ACTIVE.includes(job.status);
     hide(this.bar, !active);
-    if (job.status === "queued") this.bar.removeAttribute("value");
+    if (job.status === "queued") this.time.textContent = "";
+    if (active && job.step === null) this.bar.removeAttribute("value");
+    if (job.status === "running" && job.step === null) this.time.textContent = words.preparing;
     if (!active) this.time.textContent = job.seconds_trained ? words.trained(job.seconds_trained) : "";
     hide(this.cancelJob, !active);
     this.cancelJob.disabled = job.status === "cancelling";
@@ -419,15 +424,14 @@ export class Train {
     if (!file) return;
     hide(this.compared, false);
     this.compared.replaceChildren(h("p", { class: "note", role: "status" }, words.comparing));
-    const { models, default: named } = await json("models");
-    const standard = named ?? models.find((each) => each.default)?.name;
-    const other = standard === model ? models.find(({ name }) => name === model)?.parent ?? standard : standard;
+    const { models, chosen } = await json("models");
+    const other = chosen === model ? models.find(({ name }) => name === model)?.parent ?? "auto" : chosen;
     const { signal } = this.stop;
     const blobs = [];
     for (const name of [other, model]) blobs.push((await denoise(file, { model: name, format: "png" }, { signal })).blob);
     const [before, after] = await Promise.all(blobs.map((blob) => pictures.open(blob)));
     this.opened.push(before, after);
-    this.viewer = new Viewer({ onmove() {}, onview() {}, onzoom() {}, names: [other, model] });
+    this.viewer = new Viewer({ onmove() {}, onview() {}, onzoom() {}, names: [words.current(other), model] });
     this.compared.replaceChildren(this.viewer.element);
     requestAnimationFrame(() => {
       this.viewer.show(before);

@@ -1,5 +1,6 @@
 """A true browser for the tests of the pages, and the service that it talks to. Tests nothing."""
 
+import base64
 import os
 import shutil
 import socket
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from toys import DEADLINE_SECONDS, wait_for
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from toys import DEADLINE_SECONDS, decoded, wait_for
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -30,7 +33,7 @@ new PerformanceObserver((list) => { for (const e of list.getEntries()) if (!e.ha
 needs_browser = pytest.mark.skipif(
     BROWSER is None and not os.environ.get("CI"), reason="no chromium on this machine (with CI set this would fail)"
 )
-expect.set_options(timeout=DEADLINE_SECONDS * 1000)
+expect.set_options(timeout=DEADLINE_SECONDS * 1000 / 3)
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def tabs(browser: Browser, address: str) -> Iterator[Tabs]:
 
     def open_tab(**options: object) -> Page:
         contexts.append(context := browser.new_context(**options))
-        context.set_default_timeout(DEADLINE_SECONDS * 1000)
+        context.set_default_timeout(DEADLINE_SECONDS * 1000 / 3)
         page = context.new_page()
         page.add_init_script(SHIFTS)
         page.on("console", lambda said: said.type == "error" and not said.text.startswith(EXPECTED) and complaints.append(said.text))
@@ -85,3 +88,22 @@ def shoot(page: Page, name: str) -> None:
     """A picture of the state for somebody to look at, where CLEARFOLD_SCREENSHOTS names a folder."""
     if folder := os.environ.get("CLEARFOLD_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def shown(page: Page, canvas: str = "canvas.picture") -> Image.Image:
+    """What a canvas shows, once it is drawn and no tile is on its way."""
+    two_frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+    last, now = "", " "
+    while last != now:
+        page.evaluate(two_frames)
+        last, now = now, page.evaluate("(canvas) => document.querySelector(canvas).toDataURL()", canvas)
+    return decoded(base64.b64decode(now.partition(",")[2])).convert("RGB")
+
+
+def accessible(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()

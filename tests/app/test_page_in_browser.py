@@ -6,14 +6,14 @@ import re
 import shlex
 import zipfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
 import httpx
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
-from browsing import Tabs, launched, needs_browser, served, shoot, tabs
+from browsing import Tabs, accessible, button, launched, needs_browser, served, shoot, shown, tabs
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
@@ -27,6 +27,7 @@ from tests.core.made import photo
 pytestmark = needs_browser
 
 WIDTH, HEIGHT = 300, 200
+SECRET = "secret-of-the-page-0123456789"
 MOST_BYTES = 150_000
 """Of script and style together."""
 
@@ -100,26 +101,12 @@ def frames(page: Page, state: str) -> Locator:
     return page.locator(f".film li[data-state={state}]")
 
 
-def button(page: Page, name: str) -> Locator:
-    return page.get_by_role("button", name=name, exact=True)
-
-
 def whole(page: Page) -> None:
     """Denoises the current picture whole."""
     done = frames(page, "done").count()
     button(page, "Denoise whole picture").click()
     expect(frames(page, "done")).to_have_count(done + 1)
     expect(hint(page)).to_be_hidden()
-
-
-def shown(page: Page) -> Image.Image:
-    """What the canvas shows, once it is drawn and no tile is on its way."""
-    two_frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
-    last, now = "", " "
-    while last != now:
-        page.evaluate(two_frames)
-        last, now = now, page.evaluate("() => document.querySelector('canvas.picture').toDataURL()")
-    return decoded(base64.b64decode(now.partition(",")[2])).convert("RGB")
 
 
 def picture(page: Page, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -131,11 +118,6 @@ def picture(page: Page, width: int = WIDTH, height: int = HEIGHT) -> Image.Image
 
 def farthest(a: Image.Image, b: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(a, b.convert("RGB")).getextrema())
-
-
-def accessible(page: Page) -> None:
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
 
 
 # Ways in
@@ -394,10 +376,17 @@ def test_moving_a_slider_previews_the_part_that_is_seen(page: Page, service: Ser
 
 
 def test_the_settings_live_in_the_address_and_in_the_command_for_curl(page: Page, service: Service, tmp_path: Path) -> None:
-    page.goto(f"{service.address}/?sigma=12.5&strength=0.7&model=gaussian&format=webp&quality=80&nonsense=1")
-    page.get_by_text("Format and quality").click()
+    page.goto(f"{service.address}/?sigma=12.5&strength=0.7&model=gaussian&format=webp&quality=80&metadata=safe&nonsense=1")
+    page.get_by_text("File", exact=True).first.click()
     page.get_by_text("The same with curl").click()
-    for label, value in [("Noise level", "12.5"), ("Strength", "0.7"), ("Model", "gaussian"), ("Format", "webp"), ("Quality", "80")]:
+    for label, value in [
+        ("Noise level", "12.5"),
+        ("Strength", "0.7"),
+        ("Model", "gaussian"),
+        ("Format", "webp"),
+        ("Quality", "80"),
+        ("Metadata", "safe"),
+    ]:
         expect(page.get_by_label(label, exact=True).first).to_have_value(value)
     choose(page, ("it's a; cat.png", CAT))
     previewed(page)
@@ -417,6 +406,32 @@ def test_the_settings_live_in_the_address_and_in_the_command_for_curl(page: Page
     assert Path(download.value.path()).read_bytes() == by_curl
     assert decoded(by_curl).format == "WEBP"
     shoot(page, "denoise-settings")
+
+
+def test_what_no_browser_shows_is_shown_all_the_same_and_comes_back_in_its_format(page: Page, service: Service) -> None:
+    choose(page, ("cat.tif", encoded(decoded(CAT), "tiff")))
+    previewed(page)
+    page.keyboard.press("1")
+    assert farthest(picture(page), decoded(CAT)) == 0
+    whole(page)
+    page.keyboard.press("3")
+    assert farthest(picture(page), decoded(service.denoise(CAT))) == 0
+    with page.expect_download() as download:
+        button(page, "Download").click()
+    assert download.value.suggested_filename == "cat-denoised.tif"
+    assert decoded(Path(download.value.path()).read_bytes()).format == "TIFF"
+
+
+def test_what_a_format_cannot_keep_is_told(page: Page, service: Service) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "A cat"
+    file = BytesIO()
+    decoded(CAT).save(file, "png", exif=exif)
+    page.goto(f"{service.address}/?format=bmp")
+    choose(page, ("cat.png", file.getvalue()))
+    previewed(page)
+    whole(page)
+    expect(page.locator(".facts")).to_contain_text("exif (bmp holds none)")
 
 
 # Several
@@ -492,6 +507,26 @@ def test_a_service_that_is_gone_is_told_in_words(page: Page, service: Service) -
     whole(page)
 
 
+def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, tmp_path: Path) -> None:
+    app = create_app(Settings(train_dir=tmp_path, device="cpu", api_keys=f"{SECRET}:denoise"))
+    with served(app) as address, tabs(browser, address) as open_tab:
+        page = open_tab()
+        page.goto(address)
+        choose(page, ("cat.png", CAT))
+        dialog = page.get_by_role("dialog", name="API key")
+        expect(dialog).to_be_visible()
+        shoot(page, "denoise-key")
+        accessible(page)
+        page.get_by_label("Key", exact=True).fill(SECRET)
+        button(page, "Use it").click()
+        previewed(page)
+        whole(page)
+        kept = page.evaluate("() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
+        assert SECRET not in kept
+        page.get_by_text("The same with curl").click()
+        expect(page.locator(".curl pre")).to_contain_text('-H "Authorization: Bearer $CLEARFOLD_API_KEY"')
+
+
 # For everybody
 
 
@@ -505,7 +540,7 @@ def test_everybody_can_use_it_in_any_theme_and_size(open_tab: Tabs, service: Ser
     accessible(page)
     choose(page, ("cat.png", CAT), ("words.txt", b"no picture"))
     previewed(page)
-    page.get_by_text("Format and quality").click()
+    page.get_by_text("File", exact=True).first.click()
     page.get_by_text("The same with curl").click()
     shoot(page, f"denoise-{theme}-{size[0]}")
     accessible(page)
