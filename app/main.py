@@ -95,7 +95,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         models = await anyio.to_thread.run_sync(shelf, settings)
-        workers = Workers(settings.workers, settings.max_queued_pictures, settings.max_queued_pixels)
+        workers = Workers(settings.workers, settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches)
         metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
         metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
         metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
