@@ -60,7 +60,6 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
         license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=_lifespan(settings, shelf, metrics),
         middleware=[
-            Middleware(Envelope, access=access, rates=Rates(settings.rate_limit, bool(access.keys)), metrics=metrics),
             Middleware(
                 BodyLimit,
                 limits={
@@ -74,6 +73,7 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
                 max_silence_seconds=settings.max_silence_seconds,
                 max_receive_seconds=settings.max_receive_seconds,
             ),
+            Middleware(Envelope, access=access, rates=Rates(settings.rate_limit, bool(access.keys)), metrics=metrics),
         ],
         responses=problem_responses(Internal),
         docs_url=None,
