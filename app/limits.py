@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -125,8 +125,10 @@ class BodyLimit:
 class Workers:
     """`count` threads that work on pictures, and places to wait for one: `max_queued_pictures`, and as many as have `max_queued_pixels`."""
 
-    def __init__(self, count: int, max_queued_pictures: int, max_queued_pixels: int = 80_000_000) -> None:
+    def __init__(self, count: int, max_queued_pictures: int, max_queued_pixels: int = 80_000_000, max_batches: int = 4) -> None:
         self.count = count
+        self.max_batches = max_batches
+        self._batches = 0
         self.max_queued_pictures = max_queued_pictures
         self.max_queued_pixels = max_queued_pixels
         self._threads = anyio.CapacityLimiter(count)
@@ -170,6 +172,17 @@ class Workers:
         finally:
             watcher.cancel()
         raise ClientDisconnect
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """A place for one batch, from before it has come until it was sent."""
+        if self._batches >= self.max_batches:
+            raise self._busy(f"{self._batches} batches are under way, and", "max_batches", self.max_batches)
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
 
     def refuse_if_full(self) -> None:
         if self._admitted >= self.count + self.max_queued_pictures:

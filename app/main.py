@@ -60,7 +60,6 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
         license_info={"name": "MIT", "identifier": "MIT"},
         lifespan=_lifespan(settings, shelf, metrics),
         middleware=[
-            Middleware(Envelope, access=access, rates=Rates(settings.rate_limit, bool(access.keys)), metrics=metrics),
             Middleware(
                 BodyLimit,
                 limits={
@@ -74,6 +73,7 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
                 max_silence_seconds=settings.max_silence_seconds,
                 max_receive_seconds=settings.max_receive_seconds,
             ),
+            Middleware(Envelope, access=access, rates=Rates(settings.rate_limit, bool(access.keys)), metrics=metrics),
         ],
         responses=problem_responses(Internal),
         docs_url=None,
@@ -95,7 +95,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         models = await anyio.to_thread.run_sync(shelf, settings)
-        workers = Workers(settings.workers, settings.max_queued_pictures, settings.max_queued_pixels)
+        workers = Workers(settings.workers, settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches)
         metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
         metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
         metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)

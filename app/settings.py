@@ -59,6 +59,7 @@ class Settings(BaseSettings):
 
     max_upload_bytes: PositiveInt = Field(default=32 * MIB, description="Largest body of POST /denoise, in bytes.")
     max_batch_bytes: PositiveInt = Field(default=1024 * MIB, description="Largest body of POST /denoise/batch, in bytes.")
+    max_batches: PositiveInt = Field(default=4, description="Batches at the same time; more are told 429.")
     max_batch_files: PositiveInt = Field(default=1000, description="Most files in one batch, those in its zips counted.")
     max_other_bytes: PositiveInt = Field(default=MIB, description="Largest body of any other request, in bytes.")
     max_held_bytes: PositiveInt = Field(

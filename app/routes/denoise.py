@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePath
@@ -336,14 +336,16 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 class Sent(StreamingResponse):
-    """A file, closed once it is sent or the client has left."""
+    """An answer in pieces; what it `holds` is let go of once it is sent or the client has left."""
 
-    def __init__(self, file: BinaryIO, media_type: str, headers: dict[str, str]) -> None:
-        super().__init__(_pieces(file), media_type=media_type, headers=headers)
-        self._file = file
+    def __init__(
+        self, pieces: Iterator[bytes] | AsyncIterator[bytes], holds: AsyncExitStack, media_type: str, headers: dict[str, str]
+    ) -> None:
+        super().__init__(pieces, media_type=media_type, headers=headers)
+        self._holds = holds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._file:
+        async with self._holds:
             await super().__call__(scope, receive, send)
 
 
@@ -351,8 +353,11 @@ def _respond(cleaned: Cleaned, upload_name: str) -> Response:
     form = images.FORMATS[cleaned.format]
     stem = PurePath(upload_name.replace("\\", "/")).stem[:100] or "picture"
     name = quote(f"{stem}{ENDING}{form.suffixes[0]}", safe="", errors="replace")
+    holds = AsyncExitStack()
+    holds.enter_context(cleaned.file)
     return Sent(
-        cleaned.file,
+        _pieces(cleaned.file),
+        holds,
         form.media_type,
         headers={
             "Content-Length": str(cleaned.size),
@@ -394,14 +399,12 @@ async def denoise_batch(
     if content_type != "multipart/form-data":
         raise UnsupportedMedia(f"Content-Type = {content_type!r}: the body must be multipart/form-data with the pictures in 'files'.")
     take = models.taker(wishes.model)
-    form = await request.form(max_files=settings.max_batch_files)
-    try:
+    async with AsyncExitStack() as held:
+        held.enter_context(workers.batch())
+        form = await held.enter_async_context(request.form(max_files=settings.max_batch_files))
         uploads = [(each.filename or "picture", each.file) for each in form.getlist("files") if isinstance(each, UploadFile)]
         found = await anyio.to_thread.run_sync(batch.files, uploads, settings)
-        workers.refuse_if_full()
-    except BaseException:
-        await form.close()
-        raise
+        until_sent = held.pop_all()
 
     async def one(file: batch.File) -> tuple[str, BinaryIO]:
         """The name's ending and what lies under it."""
@@ -425,17 +428,12 @@ async def denoise_batch(
 
     async def zipped() -> AsyncIterator[bytes]:
         archive, names = batch.Zip(), batch.Names()
-        try:
-            for file in found:
-                ending, clean = await one(file)
-                with clean:
-                    for piece in archive.add(names.take(file.name, ending), _pieces(clean)):
-                        yield piece
-            yield archive.end()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await form.close()
+        for file in found:
+            ending, clean = await one(file)
+            with clean:
+                for piece in archive.add(names.take(file.name, ending), _pieces(clean)):
+                    yield piece
+        yield archive.end()
 
-    return StreamingResponse(
-        zipped(), media_type="application/zip", headers={"Content-Disposition": "attachment; filename*=UTF-8''denoised.zip"}
-    )
+    headers = {"Content-Disposition": "attachment; filename*=UTF-8''denoised.zip"}
+    return Sent(zipped(), until_sent, "application/zip", headers)

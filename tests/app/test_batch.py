@@ -161,3 +161,14 @@ def test_the_first_picture_is_sent_while_the_second_is_denoised_and_a_client_tha
         gate.opened.set()
         assert opened(ask(client, ("a.png", PNG))).namelist() == ["a-denoised.png"]
         assert client.app_state["workers"].admitted == 0
+        assert client.app_state["workers"]._batches == 0
+
+
+def test_a_batch_too_many_is_told_when_to_come_again_before_it_is_sent(serve):
+    with serve(Toy(), max_batches=1) as client:
+        with client.app_state["workers"].batch():
+            refused = ask(client, ("a.png", PNG))
+        assert refused.status_code == 429
+        assert refused.json()["limit"] == {"max_batches": 1}
+        assert ask(client).status_code in (415, 422)  # nothing came, and the place is free again
+        assert ask(client, ("a.png", PNG)).status_code == 200

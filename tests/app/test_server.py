@@ -81,3 +81,10 @@ def test_one_connection_too_many_is_told_429(listening):
         assert answer.startswith(b"HTTP/1.1 429 ")
         assert b"Retry-After: 1" in answer
         assert b"max_connections = 2 are open" in answer
+
+
+def test_a_refusal_reaches_a_client_that_sends_on_and_closes_at_once(listening):
+    body = bytes(3_000_000)
+    with listening(max_silence_seconds=30, api_keys="k" * 32) as address, connected(address) as line:
+        line.sendall(b"POST /denoise HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert everything(line).startswith(b"HTTP/1.1 401 ")
