@@ -3,6 +3,7 @@
 `core` is imported inside the commands: it brings torch, and `--help` should not wait for that.
 """
 
+import io
 import json
 import signal
 import sys
@@ -20,7 +21,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from core import Auto, Denoiser
+    from core import Auto, Denoiser, Picture
+    from core.images import Stack
     from core.reproduce import Epoch
     from core.trainer import Progress as Training
 
@@ -149,7 +151,7 @@ def denoise(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Remove the noise from pictures. A bad file is named and passed over; the exit status is then 1."""
-    from core import Auto, DataError, ImageError, data, images
+    from core import DataError, ImageError, data, images
 
     level = _level(sigma)
     to_file = output is not None and bool(output.suffix) and not output.is_dir() and len(paths) == 1 and not paths[0].is_dir()
@@ -174,21 +176,16 @@ def denoise(
         for path, root in jobs:
             bar.update(task, description=path.name)
             try:
-                noisy = images.read(path.read_bytes())
-                seen = noisy.visible()
-                if isinstance(denoiser, Auto):
-                    suitable, reason = denoiser.take(noisy.opaque(seen))
-                    err.print(f"{path.name}: {suitable.name}, {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
-                else:
-                    suitable = denoiser
-                used = suitable.estimate(noisy.opaque(seen)) if level is None and not suitable.blind else level
-                clean = noisy if used == 0 or strength == 0 else noisy.denoised(suitable(seen, used, strength))
-                target = output if output and to_file else _target(path, root, output, images.FORMATS[form or noisy.format].suffixes)
+                stack = images.open(path.read_bytes())
+                made = io.BytesIO()
+                frames = _denoised(stack, denoiser, level, strength, path.name)
+                images.write_all(frames, made, form or stack.format, stack.count, quality, stack.loop)
+                target = output if output and to_file else _target(path, root, output, images.FORMATS[form or stack.format].suffixes)
                 if target.resolve() in taken:
                     raise OSError(f"not written over {target}: choose another --output")
                 taken.add(target.resolve())
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(images.write(clean, form, quality))
+                target.write_bytes(made.getvalue())
             except (ImageError, OSError) as error:
                 failed.append(f"{path}: {error}")
             bar.advance(task)
@@ -475,6 +472,22 @@ def _say_taken(denoiser: "Denoiser") -> None:
     dtype = str(denoiser.dtype).removeprefix("torch.")
     slow = "" if denoiser.device.type != "cpu" or kernels.available() or kernels.forced() != "auto" else f"; {kernels.why()}"
     err.print(f"{denoiser.name} on {denoiser.device} in {dtype}{slow}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _denoised(stack: "Stack", denoiser: "Denoiser | Auto", level: float | None, strength: float, name: str) -> Iterator["Picture"]:
+    """Every frame, as it is asked for. All of an animation have the model and the level of its first, or it would flicker."""
+    from core import Auto
+
+    chosen: Denoiser | None = None
+    for noisy in stack.frames(lambda: True):
+        seen = noisy.visible()
+        part = noisy.opaque(seen)
+        if chosen is None or stack.format == "tiff":
+            chosen, reason = denoiser.take(part) if isinstance(denoiser, Auto) else (denoiser, "")
+            used = chosen.estimate(part) if level is None and not chosen.blind else level
+            if reason:
+                err.print(f"{name}: {chosen.name}, {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        yield noisy if used == 0 or strength == 0 else noisy.denoised(chosen(seen, used, strength))
 
 
 def _level(sigma: str) -> float | None:

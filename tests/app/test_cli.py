@@ -188,6 +188,18 @@ def test_nothing_to_remove_changes_nothing(clearfold: Clearfold, options: tuple[
     assert opened("a-denoised.png").tobytes() == opened("a.png").tobytes()
 
 
+def test_every_frame_of_an_animation_is_denoised_and_a_format_of_one_picture_is_refused(clearfold: Clearfold, here: Path) -> None:
+    frames = [noise(20, 12, seed=seed) for seed in range(3)]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:], duration=[70, 80, 90], loop=0)
+    assert clearfold("denoise", "a.gif", "--format", "png").status == 0
+    with Image.open("a-denoised.png") as back:
+        assert (back.n_frames, back.info["loop"], back.info["duration"]) == (3, 0, 70)  # type: ignore[attr-defined]
+    said = clearfold("denoise", "a.gif", "--format", "jpeg")
+    assert said.status == 1
+    assert mistakes(said) == ["clearfold: a.gif: the file holds 3 frames, and jpeg holds one: choose one of png, webp, tiff, gif"]
+    assert files(here) == ["a-denoised.png", "a.gif"]
+
+
 def test_a_model_may_be_named_or_be_a_file(clearfold: Clearfold, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture("a.png")
     taken = [clearfold("denoise", "a.png", *options).err for options in ((), ("--model", "same"), ("--model", shelf / "same.safetensors"))]
