@@ -6,7 +6,8 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Busy, TimedOut, TooLarge
-from core import Cancelled
+from core import Cancelled, hardware
 
 T = TypeVar("T")
 KeepGoing = Callable[[], bool]
@@ -122,16 +123,55 @@ class BodyLimit:
             ) from None
 
 
-class Workers:
-    """`count` threads that work on pictures, and places to wait for one: `max_queued_pictures`, and as many as have `max_queued_pixels`."""
+SMALL_PIXELS = 1 << 18
+"""A picture of so few keeps several cores busy only in part: when others wait, each gets one core to itself."""
 
-    def __init__(self, count: int, max_queued_pictures: int, max_queued_pixels: int = 80_000_000, max_batches: int = 4) -> None:
+
+class _Seats:
+    """Places that are dealt several at a time, in the order of asking."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._asking: deque[tuple[int, anyio.Event]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def take(self, seats: int) -> AsyncIterator[None]:
+        asked = seats, anyio.Event()
+        self._asking.append(asked)
+        self._deal()
+        try:
+            await asked[1].wait()
+            yield
+        finally:
+            if asked[1].is_set():
+                self._free += seats
+            else:
+                self._asking.remove(asked)
+            self._deal()
+
+    def _deal(self) -> None:
+        while self._asking and self._asking[0][0] <= self._free:
+            seats, turn = self._asking.popleft()
+            self._free -= seats
+            turn.set()
+
+
+class Workers:
+    """`count` places where pictures are worked on, and places to wait for one: `max_queued_pictures`, and as many as have
+    `max_queued_pixels`. A picture gets `cores` threads to compute with, or a small one a single thread, beside others.
+    """
+
+    def __init__(
+        self, count: int, max_queued_pictures: int, max_queued_pixels: int = 80_000_000, max_batches: int = 4, cores: int = 1
+    ) -> None:
         self.count = count
+        self.cores = cores
+        self._seats = _Seats(count * cores)
         self.max_batches = max_batches
         self._batches = 0
         self.max_queued_pictures = max_queued_pictures
         self.max_queued_pixels = max_queued_pixels
-        self._threads = anyio.CapacityLimiter(count)
+        self._threads = anyio.CapacityLimiter(count * cores)
         self._admitted = 0
         self._pixels = 0
         self._seconds_a_pixel = 1e-6
@@ -205,7 +245,8 @@ class Workers:
         return result
 
     async def _work(self, work: Callable[[KeepGoing], T], pixels: int, left: threading.Event) -> T:
-        def timed() -> T:
+        def timed(seats: int) -> T:
+            hardware.compute_on(seats)
             began = time.monotonic()
             result = work(lambda: not left.is_set())
             self._last_seconds = time.monotonic() - began
@@ -214,8 +255,10 @@ class Workers:
 
         self._admitted += 1
         self._pixels += pixels
+        seats = 1 if pixels <= SMALL_PIXELS and self._admitted > 1 else self.cores
         try:
-            return await anyio.to_thread.run_sync(timed, limiter=self._threads)
+            async with self._seats.take(seats):
+                return await anyio.to_thread.run_sync(timed, seats, limiter=self._threads)
         finally:
             self._admitted -= 1
             self._pixels -= pixels

@@ -26,6 +26,7 @@ from app.rates import Rates
 from app.routes import denoise, health, models, train
 from app.settings import Settings
 from app.state import State
+from core import hardware
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; worker-src 'self'; "
@@ -95,7 +96,8 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         models = await anyio.to_thread.run_sync(shelf, settings)
-        workers = Workers(settings.workers, settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches)
+        places = settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches
+        workers = Workers(settings.workers, *places, cores=hardware.threads())
         metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
         metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
         metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)

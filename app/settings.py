@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     )
     max_receive_seconds: PositiveFloat = Field(default=600, description="Longest time for a whole body to arrive.")
     max_connections: PositiveInt = Field(default=500, description="Open connections; more are told 429.")
-    workers: PositiveInt = Field(default=1, description="Pictures worked on at the same time; each uses all cores it can get.")
+    workers: PositiveInt = Field(
+        default=1, description="Places where pictures are worked on, each with all cores; small ones share a place when others wait."
+    )
     max_queued_pictures: int = Field(default=2, ge=0, description="Pictures that may wait for a worker; more are told 429.")
     max_queued_pixels: PositiveInt = Field(
         default=80_000_000, description="Pixels of pictures that wait or are worked on; more are told 429."

@@ -71,6 +71,17 @@ def weights(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if kernels.take(dtype, device) else dtype
 
 
+def threads() -> int:
+    """How many threads an operator computes with in the calling thread; at first, the processor's cores."""
+    return torch.get_num_threads()
+
+
+def compute_on(threads: int) -> None:
+    """From now on, operators that the calling thread runs compute with so many threads."""
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that tensors free instead of giving it back and asking anew, page by page, at every step.
 

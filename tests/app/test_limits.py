@@ -9,8 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from toys import DEADLINE_SECONDS
 
 from app.errors import Busy, TimedOut, TooLarge
+from app.limits import SMALL_PIXELS, BodyLimit, Workers
 from app.limits import Body as Limit
-from app.limits import BodyLimit, Workers
+from core import hardware
 
 
 class Body:
@@ -200,6 +201,41 @@ def test_never_more_threads_work_than_there_are_workers():
                 group.start_soon(workers.run, still_here(), work)
 
     anyio.run(scene)
+
+
+def test_small_pictures_share_the_cores_when_others_wait_and_a_large_one_has_them_all():
+    LARGE = SMALL_PIXELS + 1
+    at_work, seen = set(), {}
+
+    async def scene():
+        workers = Workers(1, max_queued_pictures=9, cores=2)
+        gates, begun = ({pixels: kind() for pixels in (1, 2, 3, LARGE)} for kind in (threading.Event, anyio.Event))
+
+        def work(pixels):
+            def run(going):
+                at_work.add(pixels)
+                seen[pixels] = hardware.threads(), set(at_work)
+                anyio.from_thread.run_sync(begun[pixels].set)
+                assert gates[pixels].wait(DEADLINE_SECONDS)
+                at_work.remove(pixels)
+
+            return run
+
+        async with anyio.create_task_group() as group:
+            for pixels in gates:
+                group.start_soon(workers.run, still_here(), work(pixels), pixels)
+                await wait_all_tasks_blocked()
+            for together in ((1,), (2, 3), (LARGE,)):
+                for pixels in together:
+                    await begun[pixels].wait()
+                for pixels in together:
+                    gates[pixels].set()
+        assert (workers.pixels, workers.admitted) == (0, 0)
+
+    anyio.run(scene)
+    assert {pixels: threads for pixels, (threads, _) in seen.items()} == {1: 2, 2: 1, 3: 1, LARGE: 2}
+    assert (seen[1][1], seen[LARGE][1]) == ({1}, {LARGE})
+    assert {2, 3} in (seen[2][1], seen[3][1])
 
 
 def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_picture_is_never_begun():

@@ -172,9 +172,8 @@ def main() -> None:
     print(f"ready {told['ready_after_import_torch_seconds']:.2f} s after `import torch` alone would be done")
     print(f"a JPEG of 1024x1024 in {told['one_megapixel_seconds']:.3f} s, {told['of_the_engines_own']:.3f} times the network's own time")
     print(f"meanwhile GET /livez took {1000 * told['health_slowest_seconds']:.0f} ms at most")
-    print(
-        f"JPEGs of 256x256: {told['small_pictures_a_second']:.1f} a second, {told['small_by_8_clients_of_one']:.2f} times as many by 8 clients"
-    )
+    small, many = told["small_pictures_a_second"], told["small_by_8_clients_of_one"]
+    print(f"JPEGs of 256x256: {small:.1f} a second by one client, {many:.2f} times as many by 8")
 
 
 if __name__ == "__main__":
