@@ -63,6 +63,8 @@ class Source(Protocol):
     """How the level that the network is told comes about, in words."""
     blind: bool
     """Whether the model is to be told no level when it is given none."""
+    margin: float
+    """By how many dB a figure must be above another to be called better."""
 
     def batches(self, first: int, denoise: Denoise) -> Iterator[Batch]:
         """Those of step `first` and on, each told by its step alone. `denoise`: the network as it is by then."""
@@ -318,6 +320,7 @@ class Pairs:
     loss is MSE. The paper's derivation needs the two shots' noise to be independent, of mean 0, and nothing to have moved.
     """
 
+    margin = 0.0
     summary = "Learned from pairs of pictures of one camera, scanner or microscope; made for its noise."
 
     def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, blind: bool = False) -> None:
@@ -392,6 +395,7 @@ class Neighbours:
     t = g2 + R / (1 + R) (g1(D) - g2(D)). So the loss is MSE, and the regulariser is in the target.
     """
 
+    margin = 0.25  # its figure is of halves, and a model can gain a tenth there that loses on whole pictures
     summary = "Learned from noisy pictures alone, of one camera, scanner or microscope; made for their noise."
 
     def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, ramp: bool, blind: bool = False) -> None:
@@ -415,8 +419,8 @@ class Neighbours:
         self._cuts = _Cuts([(p.shape[0], p.shape[1]) for p in self._inputs.pictures], self.patch * cell)
         self.note = self.apart.told
         self.what = (
-            "self-supervised: PSNR in dB of one denoised half of the pixels against their noisy neighbours; "
-            "the neighbours' own noise stays in it, so differences count, not the figure"
+            "self-supervised: PSNR in dB of one denoised half of the pixels against their noisy neighbours; the neighbours' own noise stays "
+            f"in it, so differences count, and only those above {self.margin} dB: at whole size a model may do otherwise"
         )
 
     def halves(self, pictures: Tensor, chosen: Tensor, phase: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
@@ -429,15 +433,25 @@ class Neighbours:
         both = cells.gather(3, places[..., None].expand(*places.shape, C))
         return both[..., 0, :], both[..., 1, :]
 
+    def _choose(self, size: int, h: int, w: int, generator: torch.Generator) -> Tensor:
+        """(size, h, w), one of `apart.choices` for each cell.
+
+        Stripes go on over all cells of a row: these take the same row, or the halves would have lost the stripes that are to be learned.
+        """
+        if self.apart.down and self.apart.across:
+            return torch.randint(len(self.apart.choices), (size, h, w), generator=generator)
+        along = (size, h, 1) if self.apart.down else (size, 1, w)
+        return 2 * torch.randint(2, (size, h, w), generator=generator) + torch.randint(2, along, generator=generator)
+
     def batches(self, first: int, denoise: Denoise) -> Iterator[Batch]:
-        choices, s, P = len(self.apart.choices), self.apart.step, self.patch
+        s, P = self.apart.step, self.patch
         for step in range(first, self.steps):
             generator = data.generator_of(self.seed, step)
             drawn = list(self._cuts.draw(self.size, generator))
             cuts = [_turned(self._cuts.cut(self._inputs.pictures[i], v, u), turn, self.apart.turns) for i, v, u, turn in drawn]
             whole = torch.stack(cuts).float()
             levels = torch.tensor([self._inputs.level(i) for i, *_ in drawn]).view(-1, 1, 1, 1)
-            chosen = torch.randint(choices, (self.size, P, P), generator=generator)
+            chosen = self._choose(self.size, P, P, generator)
             y, x = torch.randint(s, (2,), generator=generator).tolist()
             one, other = self.halves(whole, chosen, (y, x))
             weight = REGULAR * (min(1.0, 2 * step / self.steps) if self.ramp else 1.0)
@@ -450,9 +464,8 @@ class Neighbours:
         wrong = 0.0
         for index, (piece, level) in enumerate(self._held):
             cell = 2 * self.apart.step
-            chosen = torch.randint(
-                len(self.apart.choices), (1, piece.shape[0] // cell, piece.shape[1] // cell), generator=data.generator_of(0, index)
-            )
+            generator = data.generator_of(0, index)
+            chosen = self._choose(1, piece.shape[0] // cell, piece.shape[1] // cell, generator)
             one, other = self.halves(piece[None], chosen)
             wrong += (denoise(one, level).clamp(0, 1) - other).double().square().mean().item()
         return -10 * math.log10(max(wrong / len(self._held), 1e-6))

@@ -293,7 +293,7 @@ class _Judge:
             "before": round(before, 3),
             "parent": None if parent is None else round(parent, 3),
             "trained": trained,
-            "better": trained > (before if parent is None else parent),
+            "better": trained > (before if parent is None else parent) + self.source.margin,
         }
 
 
@@ -316,6 +316,7 @@ def _for_inference(network: Module, factors: torch.dtype, device: torch.device) 
 class _Clean:
     """Noise put on clean pictures, which are the targets."""
 
+    margin = 0.0
     note = "The pictures were taken as free of noise; the model is for the noise that was put on them."
 
     def __init__(self, recipe: Recipe) -> None:

@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=50)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--pause", type=float, default=6.0, help="Seconds between two acts, at most.")
+    parser.add_argument("--pause", type=float, default=6.0, help="Seconds between two acts at most, once all jobs are ordered.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     wishes = parser.parse_args()
@@ -111,7 +111,7 @@ def drive(folder: Path, jobs: int, steps: int, pause: float, chance: random.Rand
     began = time.monotonic()
     ordered = 0
     while ordered < jobs or any(status not in ENDED for status in statuses(service).values()):
-        time.sleep(chance.uniform(0.05, 0.5 if ordered < jobs and chance.random() < 0.5 else pause))
+        time.sleep(chance.uniform(0.05, 1.0 if ordered < jobs else pause))  # first a storm, then time to get something done
         running = children(folder)
         if len(running) > 1:  # a killed service's child outlives it by a moment, and holds its folder's lock for that long
             wrong += [

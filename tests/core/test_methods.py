@@ -127,6 +127,13 @@ class TestNeighbours:
                     assert a[1] == b[1]
                     assert abs(a[0] - b[0]) == 1
 
+    def test_a_stripe_lies_whole_in_one_of_the_two_pictures(self, source: Neighbours, generator: torch.Generator) -> None:
+        striped = torch.randn(2, 16, 1, 1, generator=generator).expand(2, 16, 24, 3)
+        one, other = source.halves(striped, source._choose(2, 8, 12, generator))
+        assert (one == one[:, :, :1]).all()
+        assert (other == other[:, :, :1]).all()
+        assert {*one[..., 0, 0].flatten().tolist(), *other[..., 0, 0].flatten().tolist()} == {*striped[..., 0, 0].flatten().tolist()}
+
     def test_the_target_has_the_derivative_of_the_papers_loss(self, source: Neighbours, generator: torch.Generator) -> None:
         f, g2, d1, d2 = torch.randn(4, 2, 4, 4, 3, generator=generator, dtype=torch.float64)
         R = methods.REGULAR
