@@ -21,8 +21,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from core import Auto, Denoiser, Picture
-    from core.images import Stack
+    from core import Auto, Denoiser, Picture, images
     from core.reproduce import Epoch
     from core.trainer import Progress as Training
 
@@ -474,7 +473,7 @@ def _say_taken(denoiser: "Denoiser") -> None:
     err.print(f"{denoiser.name} on {denoiser.device} in {dtype}{slow}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def _denoised(stack: "Stack", denoiser: "Denoiser | Auto", level: float | None, strength: float, name: str) -> Iterator["Picture"]:
+def _denoised(stack: "images.Stack", denoiser: "Denoiser | Auto", level: float | None, strength: float, name: str) -> Iterator["Picture"]:
     """Every frame, as it is asked for. All of an animation have the model and the level of its first, or it would flicker."""
     from core import Auto
 
