@@ -34,6 +34,11 @@ SHARPENING = (0.0, 0.5)
 JPEG_QUALITY = (60, 100)
 """In three pictures of four, with colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
 
+SOFT = 0.5
+"""The share of clean pictures that are softened before a camera's noise is put on: shrunk photographs alone are too sharp."""
+SOFTNESS = (0.3, 1.5)
+"""Deviation in pixels of that blur: a mosaic's, a lens's, noise reduction's, or an enlargement's."""
+
 UNTOLD = -0.1
 """Stands in a noise-level map where the level is not told: a network that has learned with it finds the level by itself."""
 TOLD = 0.25
@@ -88,6 +93,18 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
 def level_of(added: Tensor) -> float:
     """The deviation of noise from 0, over the picture and all channels."""
     return added.square().mean().sqrt().item()
+
+
+def soften(clean: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, H, W, 3) -> the same, a share of SOFT blurred as cameras' pictures are at full size: scenes that smoothed noise belongs to."""
+    N, H, W, _ = clean.shape
+    low, high = SOFTNESS
+    deviation = low + (high - low) * torch.rand(N, 1, 1, 1, generator=generator)
+    deviation = deviation * (torch.rand(N, 1, 1, 1, generator=generator) < SOFT)
+    zero = torch.zeros_like(deviation)
+    down, across = (_smoothers(size, deviation, zero, zero) for size in (H, W))
+    soft: Tensor = down @ clean.movedim(3, 1) @ across
+    return soft.movedim(1, 3).contiguous()
 
 
 def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

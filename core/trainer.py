@@ -411,6 +411,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int) -> Iterator
         clean = data.vary(pictures.batch(recipe.batch, generator), generator)
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
+        clean = noise.soften(clean, generator) if recipe.photographic else clean
         noisy, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
         yield noisy, clean, sigma
 

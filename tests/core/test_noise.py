@@ -143,6 +143,22 @@ class TestPhotographic:
         assert ratio.log().mean() > 0.5
 
 
+class TestSoften:
+    def test_some_pictures_are_blurred_and_the_others_left(self, generator: torch.Generator) -> None:
+        point = torch.zeros(60, 21, 25, 3)
+        point[:, 10, 12] = 1
+        soft = noise.soften(point, generator)
+        torch.testing.assert_close(soft.sum((1, 2)), torch.ones(60, 3), atol=1e-4, rtol=0)
+        spread = (soft.sum(2)[..., 0] * (torch.arange(21.0) - 10) ** 2).sum(1).sqrt()
+        blurred = spread > 0.05
+        assert 15 <= blurred.sum() <= 45
+        torch.testing.assert_close(soft[~blurred], point[~blurred], atol=1e-4, rtol=0)
+        assert spread.max() < 1.55
+
+    def test_grey_stays_grey(self, generator: torch.Generator) -> None:
+        assert all(noise.is_grey(picture) for picture in noise.soften(photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3), generator))
+
+
 class TestEither:
     def test_without_a_cameras_noise_every_level_is_told(self, generator: torch.Generator) -> None:
         sigma = torch.rand(12, 1, 1, 1, generator=generator)
