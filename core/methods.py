@@ -419,7 +419,7 @@ class Neighbours:
         self._cuts = _Cuts([(p.shape[0], p.shape[1]) for p in self._inputs.pictures], self.patch * cell)
         self.note = self.apart.told
         self.what = (
-            "self-supervised: PSNR in dB of one denoised half of the pixels against their noisy neighbours; the neighbours' own noise stays "
+            "self-supervised: PSNR in dB of one denoised half of the pixels against their noisy neighbours; these neighbours' noise stays "
             f"in it, so differences count, and only those above {self.margin} dB: at whole size a model may do otherwise"
         )
 
