@@ -395,7 +395,7 @@ class Neighbours:
     t = g2 + R / (1 + R) (g1(D) - g2(D)). So the loss is MSE, and the regulariser is in the target.
     """
 
-    margin = 0.25  # its figure is of halves, and a model can gain a tenth there that loses on whole pictures
+    margin = 0.1  # its figure is of halves, where a model may gain a little that it loses on whole pictures
     summary = "Learned from noisy pictures alone, of one camera, scanner or microscope; made for their noise."
 
     def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, ramp: bool, blind: bool = False) -> None:
