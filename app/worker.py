@@ -36,6 +36,8 @@ LEASE_SECONDS = 30.0
 LOCK_SECONDS = 5.0
 CRASHES = 5
 """So many deaths of the child without a step gained in between, and the job has failed."""
+LOST = 20
+"""The same of workers: a job that takes the whole service with it, by its memory say, must not do so for ever."""
 KEPT = (folders.LOCK, folders.LOG, folders.SAMPLE)
 """What stays of a job that is done, until it is deleted."""
 _log = logging.getLogger("clearfold")
@@ -103,6 +105,12 @@ class Worker:
                 return False  # another was quicker
             if record.job.status == "cancelling":
                 _end(record, "cancelled")
+            elif record.job.status == "running" and _crashed(record) >= LOST:
+                _end(
+                    record,
+                    "failed",
+                    f"Whatever trained it ended {LOST} times without a step gained: see the service's log, then resume it.",
+                )
             else:
                 record.job.status, record.job.attempt = "queued", record.job.attempt + 1
             return True
@@ -267,9 +275,7 @@ class _Attempt:
 
         def edit(record: Record) -> bool:
             self._mine(record)
-            gained = (record.job.step or 0) > (record.crashed_at or 0)
-            record.crashes = 1 if gained else record.crashes + 1
-            record.crashed_at = record.job.step
+            _crashed(record)
             return True
 
         with (self._folder / folders.LOG).open("a") as log:
@@ -331,6 +337,13 @@ def _begin(record: Record, number: int) -> bool:
     record.job.status, record.job.started = "running", record.job.started or now()
     record.beat, record.machine = time.time(), folders.machine()
     return True
+
+
+def _crashed(record: Record) -> int:
+    """How often it crashed by now since it last gained a step."""
+    gained = (record.job.step or 0) > (record.crashed_at or 0)
+    record.crashes, record.crashed_at = 1 if gained else record.crashes + 1, record.job.step
+    return record.crashes
 
 
 def _end(record: Record, status: Status, reason: str | None = None) -> None:

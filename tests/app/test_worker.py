@@ -108,6 +108,28 @@ def test_a_job_that_was_to_be_cancelled_when_its_worker_died_is_cancelled(sweep,
     assert queue.there == []
 
 
+def test_a_job_that_ends_every_worker_is_given_up_unless_it_gains_steps(sweep, ledger, job):
+    id = job("running")
+
+    def run(step: int) -> None:
+        def edit(record: Record) -> bool:
+            record.job.status, record.job.step = "running", step
+            return True
+
+        ledger.change(id, edit)
+        sweep()
+
+    for step in range(1, worker.LOST + 5):
+        run(step)
+    assert ledger[id].job.status == "queued"
+    for _ in range(worker.LOST - 2):
+        run(step)
+    assert ledger[id].job.status == "queued"
+    run(step)
+    assert ledger[id].job.status == "failed"
+    assert ledger[id].job.reason.startswith("Whatever trained it ended 20 times without a step gained")
+
+
 def test_a_job_that_waits_but_is_in_no_queue_is_put_into_it(sweep, ledger, queue, job):
     id = job("queued")
     sweep()
