@@ -86,7 +86,7 @@ def page(open_tab: Tabs, service: Service) -> Page:
 
 def choose(page: Page, *files: tuple[str, bytes]) -> None:
     chosen = [{"name": name, "mimeType": "application/octet-stream", "buffer": data} for name, data in files]
-    page.locator("input[type=file]:not([capture])").set_input_files(chosen)  # type: ignore[arg-type]
+    page.locator(".desk input[type=file]:not([capture])").set_input_files(chosen)  # type: ignore[arg-type]
 
 
 def hint(page: Page) -> Locator:
@@ -479,7 +479,7 @@ def test_a_busy_service_is_asked_again_and_a_cancelled_picture_is_given_up(page:
     assert gate.began.wait(DEADLINE_SECONDS)  # the preview
     button(page, "Denoise all 2").click()
     expect(frames(page, "busy").first).to_contain_text("service busy")
-    expect(page.locator("progress")).to_be_visible()
+    expect(page.locator(".over progress")).to_be_visible()
     shoot(page, "denoise-busy")
     gate.opened.set()
     expect(frames(page, "done")).to_have_count(2)

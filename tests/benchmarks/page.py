@@ -66,7 +66,7 @@ async def look(address: str, picture: bytes) -> None:
             file = Path(folder) / "large.jpg"
             file.write_bytes(picture)
             began = time.perf_counter()
-            await page.locator("input[type=file]:not([capture])").first.set_input_files(file)
+            await page.locator(".desk input[type=file]:not([capture])").set_input_files(file)
             await expect(page.locator(".percent")).to_be_enabled()
             print(f"{'shown after':44} {time.perf_counter() - began:5.1f} s")
             await expect(hint).to_contain_text("Preview of what is seen")
