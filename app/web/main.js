@@ -27,7 +27,7 @@ const header = h(
 );
 
 const keys = dialog(text.keys.title, h("dl", { class: "keys" }, text.keys.list.map(([key, does]) => [h("dt", {}, key), h("dd", {}, does)])));
-const keyField = h("input", { id: "api-key", type: "password", autocomplete: "off", spellcheck: false });
+const keyField = h("input", { id: "api-key", type: "password", autofocus: true, autocomplete: "off", spellcheck: false });
 const keyForm = h(
   "form",
   { method: "dialog" },
