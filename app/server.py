@@ -64,8 +64,8 @@ class Protocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:  # answered before all had come: what still comes is for nobody
-            self._rest.set()
+        if self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+            self._rest.set()  # answered before all had come: what still comes is for nobody
 
     def pause_writing(self) -> None:
         super().pause_writing()
