@@ -55,6 +55,8 @@ class Protocol(H11Protocol):
         if self.transport.is_closing():
             return
         super().data_received(data)
+        if self.cycle is None or not self.cycle.response_complete or self.conn.their_state is not h11.SEND_BODY:
+            self._rest.take_back()  # all has come, or it is another request already
         if self.conn.their_state is not h11.IDLE:
             self._head.take_back()
         elif self.conn.our_state is h11.IDLE:
@@ -62,8 +64,8 @@ class Protocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # answered before all had come: what still comes is for nobody
-            self._rest.set()
+        if self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+            self._rest.set()  # answered before all had come: what still comes is for nobody
 
     def pause_writing(self) -> None:
         super().pause_writing()
