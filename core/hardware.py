@@ -88,10 +88,11 @@ def keep_freed_memory() -> None:
     For processes that do nothing else than train or denoise: it saves them a sixth of their time. Only glibc has the switch; elsewhere
     nothing happens.
     """
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
+    mallopt(M_ARENA_MAX, 2)  # or each thread would come to keep as much as the greediest ever needed
     mallopt(M_MMAP_THRESHOLD, 1 << 30)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
