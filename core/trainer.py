@@ -145,10 +145,10 @@ def train(
         now = time.monotonic()
         pace = (now - started) / (run.step - first)
         left = pace * (recipe.steps - run.step)
-        report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, left, sample))
         if psnr is not None or now - saved > recipe.checkpoint_seconds:
-            run.save(recipe)
+            run.save(recipe)  # before it is told: what was measured is never measured again
             saved = now
+        report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, left, sample))
         if ended:
             break
     return recipe.out
