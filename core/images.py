@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import os
 import re
 import struct
 import threading
@@ -27,7 +28,6 @@ from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyvips
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
@@ -65,7 +65,16 @@ STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole pictur
 
 pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`
 
-# libvips decodes in the thread that asks, keeps nothing of what it did, and has no other loader than these.
+os.environ.setdefault("VIPS_WARNING", "0")  # libvips looks as it loads: no line of its own among the log's
+import pyvips  # noqa: E402
+
+# pyvips hands libvips's warnings to Python's logging, from threads that libvips starts: Python's collector may then run there, where it
+# drops libvips's own objects and aborts the process. The errors that count come back to the caller in any case.
+if pyvips._log_handler_id is not None:
+    pyvips._remove_handler(b"VIPS", pyvips._log_handler_id)
+    pyvips._log_handler_id = None  # not once more at the end
+
+# libvips decodes in one thread, keeps nothing of what it did, and has no other loader than these.
 pyvips.concurrency_set(1)
 pyvips.cache_set_max(0)
 pyvips.operation_block_set("VipsForeignLoad", True)

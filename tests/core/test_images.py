@@ -395,6 +395,19 @@ def test_chroma_is_not_halved_in_jpeg() -> None:
     assert [data[frame + 11 + 3 * channel] for channel in range(3)] == [0x11, 0x11, 0x11]
 
 
+def test_what_libvips_warns_of_runs_no_python_in_its_threads_and_is_not_printed(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """pyvips would log it from there, and a collection that begins there aborts the process."""
+    caplog.set_level("DEBUG", "pyvips")
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(file, "JPEG")
+    with pytest.raises(ImageError, match="cut short"):
+        images.read(file.getvalue()[:3000] + b"\xff\xd9")
+    assert not [record for record in caplog.records if record.name == "pyvips" and record.levelname != "DEBUG"]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_samples_are_rounded_not_truncated_and_clamped() -> None:
     pixels = torch.tensor([-0.5, 0.6 / 255, 99.4 / 255, 99.6 / 255, 254.9 / 255, 1.5]).view(1, 6, 1).expand(1, 6, 3)
     assert [p[0] for p in decoded(images.write(Picture(pixels))).get_flattened_data()] == [0, 1, 99, 100, 255, 255]
