@@ -183,6 +183,13 @@ class Ledger:
             rows = connection.execute(query).mappings().all()
         return [Event(number=row["number"], kind=row["kind"], data=json.loads(row["data"])) for row in rows]
 
+    def last(self, id: str, kind: str) -> dict[str, Any] | None:
+        """What the newest event of that kind told."""
+        query = sa.select(_events.c.data).where(_events.c.id == id, _events.c.kind == kind).order_by(_events.c.number.desc()).limit(1)
+        with self._engine.connect() as connection:
+            data = connection.execute(query).scalar()
+        return None if data is None else dict(json.loads(data))
+
 
 def file_of(settings: Settings) -> Path:
     """Where the table is unless the settings name a database."""

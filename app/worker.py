@@ -159,6 +159,8 @@ class _Attempt:
         self._folder, self._lock = folder, lock
         self._before, self._began = record.job.seconds_trained, time.monotonic()
         self._told = 0.0
+        self._measured: int = (ledger.last(self._id, "quality") or {}).get("step", 0)
+        self._untold: list[tuple[str, dict[str, Any]]] = []
         self._status: Status = "running"
 
     def run(self) -> None:
@@ -186,20 +188,17 @@ class _Attempt:
         """Runs a child to its end, or ends it; the last it said, and its exit status."""
         said: dict[str, Any] = {}
         with self._child() as (child, lines):
-            ended = False
-            while not ended:
-                news = []
-                with contextlib.suppress(queue.Empty):
-                    news.append(lines.get(timeout=TICK_SECONDS))
-                    while True:
-                        news.append(lines.get_nowait())
-                ended = None in news
-                words = [each for each in news if each is not None]
+            ended, code = False, 0
+            while not ended and self._status == "running" and not self._stopping.is_set():
+                words, ended = _drained(lines, TICK_SECONDS)
                 said = words[-1] if words else said
-                self._write([each for each in words if "step" in each])
-                if self._status != "running" or self._stopping.is_set():
-                    return said, 0
-            return said, child.wait()
+                self._write(words)
+            if ended:
+                code = child.wait()
+        words, _ = _drained(lines, 0)  # what it said before it was ended, of steps that its checkpoint may hold
+        if words:
+            self._write(words)
+        return said, code
 
     @contextmanager
     def _child(self) -> Iterator[tuple["subprocess.Popen[bytes]", "queue.SimpleQueue[dict[str, Any] | None]"]]:
@@ -240,15 +239,19 @@ class _Attempt:
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began
 
-    def _write(self, steps: list[dict[str, Any]]) -> None:
+    def _write(self, words: list[dict[str, Any]]) -> None:
         """Tells the table that this worker lives and how far the child is, and learns whether to go on."""
         elapsed = self._seconds()
-        events: list[tuple[str, dict[str, Any]]] = []
+        steps = [each for each in words if "step" in each]
+        events = self._untold
         if steps and elapsed - self._told >= max(1.0, elapsed / 300):  # a long job's events are as many as a short one's
             self._told = elapsed
             events.append(("progress", _some(steps[-1], "step", "steps", "loss", "pixels_per_second", "seconds_left")))
             events[-1][1]["seconds_trained"] = round(elapsed, 1)
-        events += [("quality", _some(each, "step", "psnr")) for each in steps if each["psnr"] is not None]
+        for each in steps:  # an attempt may measure once more what the one before had told, but not saved
+            if each["psnr"] is not None and each["step"] > self._measured:
+                self._measured = each["step"]
+                events.append(("quality", _some(each, "step", "psnr")))
 
         def edit(record: Record) -> bool:
             self._mine(record)
@@ -263,6 +266,7 @@ class _Attempt:
 
         try:
             self._status = self._ledger.change(self._id, edit, events).job.status
+            self._untold = []
         except sa.exc.DBAPIError as away:
             _log.warning("training job %s goes on without its database: %s", self._id, away.orig)
 
@@ -350,6 +354,16 @@ def _end(record: Record, status: Status, reason: str | None = None) -> None:
     assert status in ENDED
     record.job.status, record.job.reason, record.job.ended = status, reason, now()
     record.job.seconds_left = 0.0 if status == "done" else None
+
+
+def _drained(lines: "queue.SimpleQueue[dict[str, Any] | None]", seconds: float) -> tuple[list[dict[str, Any]], bool]:
+    """What was said by now, waiting so long for the first of it, and whether that was the last."""
+    news: list[dict[str, Any] | None] = []
+    with contextlib.suppress(queue.Empty):
+        news.append(lines.get(timeout=seconds) if seconds else lines.get_nowait())
+        while True:
+            news.append(lines.get_nowait())
+    return [each for each in news if each is not None], None in news
 
 
 def _some(words: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -145,10 +145,11 @@ def train(
         now = time.monotonic()
         pace = (now - started) / (run.step - first)
         left = pace * (recipe.steps - run.step)
-        if psnr is not None or now - saved > recipe.checkpoint_seconds:
-            run.save(recipe)  # before it is told: what was measured is never measured again
-            saved = now
+        # Told before it is saved: who is killed in between measures once more, and tells the same, but never leaves out a measurement.
         report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, left, sample))
+        if psnr is not None or now - saved > recipe.checkpoint_seconds:
+            run.save(recipe)
+            saved = now
         if ended:
             break
     return recipe.out

@@ -79,6 +79,7 @@ def test_events_are_numbered_and_told_from_any_on_and_a_job_that_is_not_changed_
     assert [(event.number, event.kind) for event in told] == [(1, "job"), (2, "progress"), (3, "progress"), (4, "job")]
     assert told[3].data["status"] == "running"
     assert table.events("a", after=2) == told[2:]
+    assert (table.last("a", "progress"), table.last("a", "quality")) == ({"step": 2}, None)
     table.remove("a")
     assert table.events("a") == []
     assert table.ids() == {"b"}
