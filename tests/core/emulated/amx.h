@@ -67,7 +67,10 @@ static inline float amx_wide(uint16_t factor) {
 }
 
 /* The pairs' first factors and their second ones are summed apart, then to each other, then to what was there. */
-__attribute__((noinline, unused, optimize("O3"), no_sanitize("address"))) static void amx_dot(int sums, int left, int right) {
+#if !defined(__clang__)
+__attribute__((optimize("O3")))
+#endif
+__attribute__((noinline, unused, no_sanitize("address"))) static void amx_dot(int sums, int left, int right) {
   MUST(amx_now.palette && amx_now.rows[sums] && amx_now.rows[left] && amx_now.rows[right], "TDPBF16PS");
   MUST(sums != left && sums != right && left != right, "TDPBF16PS");
   MUST(amx_now.bytes[left] % 4 == 0 && amx_now.bytes[right] % 4 == 0 && amx_now.bytes[sums] % 4 == 0, "TDPBF16PS");

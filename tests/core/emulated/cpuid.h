@@ -23,6 +23,7 @@ static inline long emulated_call(long number, long what, long which) {
   return -1;
 }
 
+#undef _xgetbv
 #define __get_cpuid_count emulated_cpuid
 #define _xgetbv(which) emulated_saved()
 #define syscall(number, what, which) emulated_call(number, what, which)
