@@ -74,8 +74,8 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
     by.u += taps * columns * VW;
     NAME(product_of)(by, m, columns * VW, 1, count, columns);
   }
-  for (int first = 0; first < count; first += STEP)
-    for (int c = 0; c < columns; c++) {
+  for (int c = 0; c < columns; c++)
+    for (int first = 0; first < count; first += STEP) {
       vec y[STEP];
 #pragma GCC unroll 8
       for (int b = 0; b < STEP; b++) y[b] = load(m + ((first + b) * columns + c) * VW);
@@ -84,33 +84,24 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
     }
 }
 
-/* An output row. */
-INLINE void NAME(direct_runs)(const clearfold_convolution *job, long n, long i, long f, const int columns) {
-  long Wo = job->Wo;
-  for (long at = 0, count; at < Wo; at += count) {
-    count = Wo - at > GRAIN && Wo >= ROWS ? ROWS : GRAIN;
-    long j = at + count <= Wo ? at : Wo - count; /* the last run overlaps the one before */
-    if (GRAIN < ROWS && count == GRAIN) NAME(direct_run)(job, n, i, j, f, GRAIN, columns);
-    else NAME(direct_run)(job, n, i, j, f, ROWS, columns);
-  }
-}
-
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
   long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
   begin_products();
   for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;)
-    for (long f = 0; f < F; f += wide) {
-      long n = line / job->Ho, i = line % job->Ho;
-      switch ((F - f < wide ? F - f : wide) / VW) {
-        case 1: NAME(direct_runs)(job, n, i, f, 1); break;
-        case 2: NAME(direct_runs)(job, n, i, f, 2); break;
+    for (long f = 0; f < F; f += wide)
+      for (long at = 0, count; at < job->Wo; at += count) {
+        count = GRAIN == ROWS || (job->Wo - at > GRAIN && job->Wo >= ROWS) ? ROWS : GRAIN;
+        long n = line / job->Ho, i = line % job->Ho, j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
+        switch ((F - f < wide ? F - f : wide) / VW) {
+          case 1: NAME(direct_run)(job, n, i, j, f, count, 1); break;
+          case 2: NAME(direct_run)(job, n, i, j, f, count, 2); break;
 #if !defined(CLEARFOLD_AVX2)
-        case 3: NAME(direct_runs)(job, n, i, f, 3); break;
-        case 4: NAME(direct_runs)(job, n, i, f, 4); break;
+          case 3: NAME(direct_run)(job, n, i, j, f, count, 3); break;
+          case 4: NAME(direct_run)(job, n, i, j, f, count, 4); break;
 #endif
+        }
       }
-    }
   end_products();
 }
 
