@@ -21,6 +21,7 @@ Pair = tuple[int, int]
 Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one crops
 
 SETS: dict[str, tuple[int, torch.dtype]] = {
+    "amx": (16, torch.bfloat16),
     "avx512_bf16": (16, torch.bfloat16),
     "avx512": (16, torch.float32),
     "avx2": (8, torch.float32),
@@ -191,7 +192,9 @@ def why() -> str:
     if library is None:
         return reason
     runs = [name for name in SETS if getattr(library, f"clearfold_runs_{name}")()]
-    return f"this processor runs {', '.join(runs) or 'none of the built kernels'}"
+    library.clearfold_refuses_amx.restype = ctypes.c_char_p
+    refusal = library.clearfold_refuses_amx().decode()
+    return f"this processor runs {', '.join(runs) or 'none of the built kernels'}" + (f"; it has AMX, but {refusal}" if refusal else "")
 
 
 @functools.cache

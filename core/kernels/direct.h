@@ -17,6 +17,7 @@ static void NAME(direct_body)(void *p) {
   factor *v = clearfold_scratch(T * (Kp * sizeof(factor) + wide * sizeof(float)) + 64);
   float *m = (float *)(((uintptr_t)(v + T * Kp) + 63) & ~(uintptr_t)63);
   const factor *u = job->u;
+  begin_products();
   for (long first; (first = clearfold_next(&job->next, (pixels + T - 1) / T)) >= 0;) {
     first *= T;
     long count = pixels - first < T ? pixels - first : T;
@@ -41,7 +42,7 @@ static void NAME(direct_body)(void *p) {
     }
     for (long f = 0; f < Fp; f += wide) {
       long columns = (Fp - f < wide ? Fp - f : wide) / VW;
-      for (long t = 0; t < count; t += ROWS) NAME(product)(v + t * Kp, Kp, u + f * Kp, Kp, m + t * columns * VW, columns);
+      NAME(product)(v, Kp, u + f * Kp, Kp, m, count, columns);
       for (long t = 0; t < count; t++) {
         long n = (first + t) / (job->Ho * job->Wo), i = (first + t) / job->Wo % job->Ho, j = (first + t) % job->Wo;
         for (long c = 0; c < columns; c++) {
@@ -51,51 +52,57 @@ static void NAME(direct_body)(void *p) {
       }
     }
   }
+  end_products();
 }
 
 /* Can windows be multiplied where they lie? */
 static int NAME(lies_ready)(const clearfold_convolution *job) {
   return job->x.half == (sizeof(factor) == sizeof(bf16)) && !job->top && !job->left && (job->Ho - 1) * job->along_i + job->A <= job->H &&
-         (job->Wo - 1) * job->along_j + job->B <= job->W && job->B * job->C % PAIR == 0 && job->Wo >= ROWS && NAME(is_whole)(job);
+         (job->Wo - 1) * job->along_j + job->B <= job->W && job->B * job->C % PAIR == 0 && job->Wo >= GRAIN && NAME(is_whole)(job);
 }
 
-/* ROWS neighbours of an output row from column j, a chunk of columns from f. */
-INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const int columns) {
+/* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f. */
+INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const int count, const int columns) {
+  enum { STEP = ROWS < 8 ? ROWS : 8 }; /* finished at a time */
   long C = job->C, taps = job->B * C, K = job->A * taps;
   float m[ROWS * COLUMNS * VW];
   NAME(pair_of_matrices) by = {0, job->along_j * C, 1, (const factor *)job->u + f * K, taps};
   by.v = (const factor *)job->x.data + clearfold_row(&job->x, n, i * job->along_i, job->W * C) + j * job->along_j * C;
-  NAME(product_of)(by, m, columns * VW, 0, ROWS, columns);
+  NAME(product_of)(by, m, columns * VW, 0, count, columns);
   for (long a = 1; a < job->A; a++) {
     by.v = (const factor *)job->x.data + clearfold_row(&job->x, n, i * job->along_i + a, job->W * C) + j * job->along_j * C;
     by.u += taps * columns * VW;
-    NAME(product_of)(by, m, columns * VW, 1, ROWS, columns);
+    NAME(product_of)(by, m, columns * VW, 1, count, columns);
   }
-  for (int c = 0; c < columns; c++) {
-    vec y[ROWS];
+  for (int c = 0; c < columns; c++)
+    for (int first = 0; first < count; first += STEP) {
+      vec y[STEP];
 #pragma GCC unroll 8
-    for (int b = 0; b < ROWS; b++) y[b] = load(m + (b * columns + c) * VW);
-    if (job->y.half) NAME(finish_run)(job, y, ROWS, n, i, j, f + c * VW, 1);
-    else NAME(finish_run)(job, y, ROWS, n, i, j, f + c * VW, 0);
-  }
+      for (int b = 0; b < STEP; b++) y[b] = load(m + ((first + b) * columns + c) * VW);
+      if (job->y.half) NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 1);
+      else NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 0);
+    }
 }
 
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
   long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
+  begin_products();
   for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;)
     for (long f = 0; f < F; f += wide)
-      for (long at = 0; at < job->Wo; at += ROWS) {
-        long n = line / job->Ho, i = line % job->Ho, j = at + ROWS <= job->Wo ? at : job->Wo - ROWS; /* the last run overlaps the one before */
+      for (long at = 0, count; at < job->Wo; at += count) {
+        count = GRAIN == ROWS || (job->Wo - at > GRAIN && job->Wo >= ROWS) ? ROWS : GRAIN;
+        long n = line / job->Ho, i = line % job->Ho, j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
         switch ((F - f < wide ? F - f : wide) / VW) {
-          case 1: NAME(direct_run)(job, n, i, j, f, 1); break;
-          case 2: NAME(direct_run)(job, n, i, j, f, 2); break;
+          case 1: NAME(direct_run)(job, n, i, j, f, count, 1); break;
+          case 2: NAME(direct_run)(job, n, i, j, f, count, 2); break;
 #if !defined(CLEARFOLD_AVX2)
-          case 3: NAME(direct_run)(job, n, i, j, f, 3); break;
-          case 4: NAME(direct_run)(job, n, i, j, f, 4); break;
+          case 3: NAME(direct_run)(job, n, i, j, f, count, 3); break;
+          case 4: NAME(direct_run)(job, n, i, j, f, count, 4); break;
 #endif
         }
       }
+  end_products();
 }
 
 void NAME(direct)(clearfold_convolution *job) {
@@ -104,12 +111,12 @@ void NAME(direct)(clearfold_convolution *job) {
     clearfold_team(NAME(direct_in_place_body), job, job->threads);
     return;
   }
-  enum { CACHE = 256 << 10 };
+  enum { CACHE = 256 << 10, MOST = ROWS < 32 ? 48 : 64 };
   long K = job->A * job->B * job->C * (long)sizeof(factor), pixels = job->N * job->Ho * job->Wo;
   long most = CACHE / K;
-  most = most > 48 ? 48 : most < ROWS ? ROWS : most / ROWS * ROWS;
+  most = most > MOST ? MOST : most < ROWS ? ROWS : most / ROWS * ROWS;
   long blocks = NAME(round_up)((pixels + most - 1) / most, job->threads);
-  job->block = NAME(round_up)((pixels + blocks - 1) / blocks, ROWS);
+  job->block = NAME(round_up)((pixels + blocks - 1) / blocks, GRAIN);
   job->next = 0;
   clearfold_team(NAME(direct_body), job, job->threads);
 }

@@ -13,9 +13,9 @@ typedef struct {
   long C;
 } NAME(pair_of_matrices);
 
-/* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. */
-INLINE void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
-  vec sum[ROWS][COLUMNS];
+/* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. At most 6 rows. */
+INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
+  vec sum[6][COLUMNS];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
@@ -37,17 +37,71 @@ INLINE void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, in
     for (int j = 0; j < columns; j++) store(m + i * along + j * VW, sum[i][j]);
 }
 
-static void NAME(product)(const factor *v, long row, const factor *u, long C, float *m, int columns) {
+#if defined(CLEARFOLD_AMX)
+#include "amx.h"
+
+/* What `deep` factors leave over of each of `rows` rows, a multiple of 4, is added. */
+static void NAME(product_of_rest)(NAME(pair_of_matrices) by, long deep, float *m, long along, int more, long rows, int columns) {
+  if (deep == by.C) return;
+  by.v += deep * by.step, by.u += deep * columns * VW, by.C -= deep, more = more || deep;
+  for (; rows > 0; rows -= 4, by.v += 4 * by.row, m += 4 * along) switch (columns) {
+      case 1: NAME(product_by_vectors)(by, m, along, more, 4, 1); break;
+      case 2: NAME(product_by_vectors)(by, m, along, more, 4, 2); break;
+      case 3: NAME(product_by_vectors)(by, m, along, more, 4, 3); break;
+      case 4: NAME(product_by_vectors)(by, m, along, more, 4, 4); break;
+    }
+}
+
+/* The same as of vectors, for ROWS or GRAIN rows of factors that lie side by side (`step` is 1). */
+static void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, int rows, int columns) {
+  long deep = by.C / DEPTH * DEPTH, width = columns * VW;
+  for (int j = 0; deep && j < columns; j += 2) {
+    const factor *u = by.u + j * VW * PAIR;
+    int two = columns - j > 1;
+    if (rows == ROWS && two) amx_product(by.v, by.row, u, width, deep, m + j * VW, along, more, 2, 2);
+    else if (rows == ROWS) amx_product(by.v, by.row, u, width, deep, m + j * VW, along, more, 2, 1);
+    else if (two) amx_product(by.v, by.row, u, width, deep, m + j * VW, along, more, 1, 2);
+    else amx_product(by.v, by.row, u, width, deep, m + j * VW, along, more, 1, 1);
+  }
+  NAME(product_of_rest)(by, deep, m, along, more, rows, columns);
+}
+#else
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
+
+INLINE void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
+  NAME(product_by_vectors)(by, m, along, more, rows, columns);
+}
+#endif
+
+/* Any number of rows, and up to GRAIN - 1 behind them. */
+INLINE void NAME(product_of_rows)(NAME(pair_of_matrices) by, float *m, long along, int more, long rows, const int columns) {
+  for (; rows > ROWS - GRAIN; rows -= ROWS, by.v += ROWS * by.row, m += ROWS * along) NAME(product_of)(by, m, along, more, ROWS, columns);
+  if (GRAIN < ROWS && rows > 0) NAME(product_of)(by, m, along, more, GRAIN, columns);
+}
+
+static void NAME(product)(const factor *v, long row, const factor *u, long C, float *m, long rows, int columns) {
   NAME(pair_of_matrices) by = {v, row, 1, u, C};
   switch (columns) {
-    case 1: NAME(product_of)(by, m, VW, 0, ROWS, 1); break;
-    case 2: NAME(product_of)(by, m, 2 * VW, 0, ROWS, 2); break;
+    case 1: NAME(product_of_rows)(by, m, VW, 0, rows, 1); break;
+    case 2: NAME(product_of_rows)(by, m, 2 * VW, 0, rows, 2); break;
 #if !defined(CLEARFOLD_AVX2)
-    case 3: NAME(product_of)(by, m, 3 * VW, 0, ROWS, 3); break;
-    case 4: NAME(product_of)(by, m, 4 * VW, 0, ROWS, 4); break;
+    case 3: NAME(product_of_rows)(by, m, 3 * VW, 0, rows, 3); break;
+    case 4: NAME(product_of_rows)(by, m, 4 * VW, 0, rows, 4); break;
 #endif
   }
 }
+
+#if defined(CLEARFOLD_AVX512BF16)
+/* m (48, 48) = 2 v u: a product that tries every part of the above, to be compared with another set's. */
+void NAME(sample)(const factor *v, const factor *u, long C, float *m) {
+  NAME(pair_of_matrices) by = {v, C, 1, u, C};
+  begin_products();
+  NAME(product)(v, C, u, C, m, 48, 3);
+  NAME(product_of_rows)(by, m, 3 * VW, 1, 48, 3);
+  end_products();
+}
+#endif
 
 /* Bias, addends, ReLU and mask, in this order, for n channels from f of one pixel; `row` and `at` are its row and its place in the row. */
 INLINE void NAME(finish_at)(const clearfold_convolution *job, vec sum, long picture, long row, long at, long f, long n) {

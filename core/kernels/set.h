@@ -5,3 +5,4 @@
 #include "product.h"
 #include "winograd.h"
 #include "direct.h"
+CLEARFOLD_POP

@@ -1,11 +1,12 @@
-/* One vector vocabulary for every instruction set, chosen by what the including file defines: CLEARFOLD_AVX2, CLEARFOLD_AVX512 or
- * CLEARFOLD_AVX512BF16. Knows nothing of convolutions.
+/* One vector vocabulary for every instruction set, chosen by what the including file defines: CLEARFOLD_AVX2, CLEARFOLD_AVX512,
+ * CLEARFOLD_AVX512BF16, or CLEARFOLD_AMX, whose vectors are those of AVX-512 with bfloat16. Knows nothing of convolutions.
  *
  * vec      VW floats in a register
  * factor   what products multiply: float, or bfloat16 as its 16 bits
  * PAIR     factors that one lane of `dot` multiplies and adds at once: 1 for float, 2 for bfloat16
  * ROWS     rows, and
  * COLUMNS  vectors of columns, that a product keeps in registers
+ * GRAIN    the fewest rows that a product computes; ROWS is a multiple of it
  *
  * Functions carry the instruction set as their own attribute, so a library compiled for any x86-64 holds all sets, and only what the
  * processor reports is ever called.
@@ -30,6 +31,10 @@ typedef uint16_t bf16;
 #elif defined(CLEARFOLD_AVX512BF16)
 #define SET avx512_bf16
 #define TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma"
+#elif defined(CLEARFOLD_AMX)
+#define SET amx
+#define TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,amx-tile,amx-bf16"
+#define CLEARFOLD_AVX512BF16
 #endif
 
 #if defined(CLEARFOLD_EMULATED) /* by a header of the tests, out of AVX2 */
@@ -40,8 +45,10 @@ typedef uint16_t bf16;
 #if defined(__clang__)
 #define CLEARFOLD_PRAGMA(x) _Pragma(#x)
 #define CLEARFOLD_PUSH(t) CLEARFOLD_PRAGMA(clang attribute push(__attribute__((target(t))), apply_to = function))
+#define CLEARFOLD_POP _Pragma("clang attribute pop")
 CLEARFOLD_PUSH(TARGET)
 #else
+#define CLEARFOLD_POP _Pragma("GCC pop_options")
 #pragma GCC push_options
 #define CLEARFOLD_PRAGMA(x) _Pragma(#x)
 #define CLEARFOLD_PUSH(t) CLEARFOLD_PRAGMA(GCC target(t))
@@ -51,7 +58,7 @@ CLEARFOLD_PUSH(TARGET)
 #if defined(CLEARFOLD_AVX2)
 
 typedef __m256 vec;
-enum { VW = 8, ROWS = 6, COLUMNS = 2 };
+enum { VW = 8, ROWS = 6, GRAIN = 6, COLUMNS = 2 };
 INLINE vec zero(void) { return _mm256_setzero_ps(); }
 INLINE vec all(float x) { return _mm256_set1_ps(x); }
 INLINE vec load(const float *p) { return _mm256_loadu_ps(p); }
@@ -76,7 +83,11 @@ INLINE vec where_positive(vec m, vec x) { return _mm256_and_ps(x, _mm256_cmp_ps(
 #else
 
 typedef __m512 vec;
-enum { VW = 16, ROWS = 6, COLUMNS = 4 };
+#if defined(CLEARFOLD_AMX)
+enum { VW = 16, ROWS = 32, GRAIN = 16, COLUMNS = 4 };
+#else
+enum { VW = 16, ROWS = 6, GRAIN = 6, COLUMNS = 4 };
+#endif
 INLINE vec zero(void) { return _mm512_setzero_ps(); }
 INLINE vec all(float x) { return _mm512_set1_ps(x); }
 INLINE vec load(const float *p) { return _mm512_loadu_ps(p); }

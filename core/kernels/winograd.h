@@ -174,6 +174,7 @@ static void NAME(winograd_body)(void *p) {
   factor *v = clearfold_scratch(POINTS * (point_v * sizeof(factor) + point_m * sizeof(float)));
   float *m = (float *)(v + POINTS * point_v);
   const factor *u = job->u;
+  begin_products();
   for (long first; (first = clearfold_next(&job->next, (tiles + T - 1) / T)) >= 0;) {
     first *= T;
     long count = tiles - first < T ? tiles - first : T;
@@ -191,22 +192,27 @@ static void NAME(winograd_body)(void *p) {
     for (long f = 0; f < Fp; f += wide) {
       long columns = (Fp - f < wide ? Fp - f : wide) / VW;
       for (int k = 0; k < POINTS; k++)
-        for (long t = 0; t < count; t += ROWS) NAME(product)(v + k * point_v + t * Cp, Cp, u + k * NAME(point)(Cp, Fp) + f * Cp, Cp, m + k * point_m + t * columns * VW, columns);
+        NAME(product)(v + k * point_v, Cp, u + k * NAME(point)(Cp, Fp) + f * Cp, Cp, m + k * point_m, count, columns);
       for (long t = 0; t < count; t++)
         for (long j = 0; j < columns; j++)
           NAME(finish_tile)(job, m + (t * columns + j) * VW, point_m, place_of(first + t, across, down), f + j * VW);
     }
   }
+  end_products();
 }
 
 void NAME(winograd)(clearfold_convolution *job) {
-  enum { CACHE = 1600 << 10 }; /* about what a second cache holds, and a part of the third */
+#if defined(CLEARFOLD_AMX)
+  enum { CACHE = 1792 << 10, MOST = 64 }; /* of 2 MB, which each of its processors has; all weights are read again for every block */
+#else
+  enum { CACHE = 1600 << 10, MOST = 30 }; /* about what a second cache holds, and a part of the third */
+#endif
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW;
   long most = CACHE / (POINTS * (Cp * (long)sizeof(factor) + wide * (long)sizeof(float)));
-  most = most > 30 ? 30 : most < ROWS ? ROWS : most / ROWS * ROWS;
+  most = most > MOST ? MOST : most < ROWS ? ROWS : most / ROWS * ROWS;
   long blocks = NAME(round_up)((tiles + most - 1) / most, job->threads);
-  job->block = NAME(round_up)((tiles + blocks - 1) / blocks, ROWS);
+  job->block = NAME(round_up)((tiles + blocks - 1) / blocks, GRAIN);
   job->next = 0;
   clearfold_team(NAME(winograd_body), job, job->threads);
 }
@@ -221,6 +227,11 @@ void NAME(winograd)(clearfold_convolution *job) {
  */
 
 enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2, STRETCH = 128 }; /* tiles laid out at a time */
+#if defined(CLEARFOLD_AMX)
+enum { TURNED = STRETCH }; /* its left sides have each channel's tiles side by side: those of one point are turned over before its product */
+#else
+enum { TURNED = 0 };
+#endif
 
 /* Elements from one tile's row of v to the next, and from one point to the next: a line more, lest all meet in one set of the cache. */
 INLINE long NAME(gradient_row)(long Cp) { return Cp + LINE / PAIR; }
@@ -254,19 +265,29 @@ INLINE void NAME(block_at_points)(const clearfold_gradient *job, int half, place
   for (int i = 0; i < count; i++) to_points_adjoint(h + i * TILE, 1, m + i * WINDOW, 1);
 }
 
+#if defined(CLEARFOLD_AMX)
+/* `turned`: the left side turned over, as far as it fills the depth of AMX's products. */
+INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, const int columns) {
+  long deep = by.C / DEPTH * DEPTH;
+  if (deep) NAME(product_of_rows)((NAME(pair_of_matrices)){turned, STRETCH, 1, by.u, deep}, du, along, more, rows, columns);
+  NAME(product_of_rest)(by, deep, du, along, more, rows, columns);
+}
+#else
 /* ROWS rows and what they leave over: padded channels come in eights, so an even number. */
-INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, float *du, long along, int more, long rows, const int columns) {
+INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, const int columns) {
+  (void)turned;
   for (; rows >= ROWS; rows -= ROWS, by.v += ROWS * PAIR, du += ROWS * along) NAME(product_of)(by, du, along, more, ROWS, columns);
   if (rows == 4) NAME(product_of)(by, du, along, more, 4, columns);
   if (rows == 2) NAME(product_of)(by, du, along, more, 2, columns);
 }
+#endif
 
 /* Half of the points, from `first` on, of the tiles start..stop: laid out and multiplied, STRETCH at a time. */
 INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long start, long stop, const int first, const int x_half, const int dy_half) {
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = COLUMNS * VW, row = NAME(gradient_row)(Cp);
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE;
   long point_v = NAME(gradient_point)(STRETCH / PAIR, row * PAIR), point_d = NAME(gradient_point)(STRETCH, Fp);
-  factor *v = clearfold_scratch(HALF * (point_v + point_d) * sizeof(factor)), *d = v + HALF * point_v;
+  factor *v = clearfold_scratch((HALF * (point_v + point_d) + TURNED * Cp) * sizeof(factor)), *d = v + HALF * point_v, *turned = d + HALF * point_d;
   for (long at_tile = start; at_tile < stop; at_tile += STRETCH) {
     long count = stop - at_tile < STRETCH ? stop - at_tile : STRETCH, T = NAME(round_up)(count, PAIR);
     for (long t = 0; t < T / PAIR; t++) {
@@ -291,20 +312,25 @@ INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long s
       }
     }
     int more = at_tile > start;
-    for (int k = 0; k < HALF; k++)
+    for (int k = 0; k < HALF; k++) {
+#if defined(CLEARFOLD_AMX)
+      for (long t = 0; t + DEPTH <= T; t += DEPTH)
+        for (long c = 0; c < Cp; c += BLOCK) turn_block(v + k * point_v + (t / PAIR * row + c) * PAIR, row * PAIR, turned + c * STRETCH + t, STRETCH);
+#endif
       for (long chunk = 0; chunk < Fp; chunk += wide) {
         long columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
         float *to = du + k * NAME(point)(Cp, Fp) + chunk;
         NAME(pair_of_matrices) by = {v + k * point_v, PAIR, row, d + k * point_d + chunk * T, T};
         switch (columns) {
-          case 1: NAME(gradient_rows)(by, to, Fp, more, Cp, 1); break;
-          case 2: NAME(gradient_rows)(by, to, Fp, more, Cp, 2); break;
+          case 1: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 1); break;
+          case 2: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 2); break;
 #if !defined(CLEARFOLD_AVX2)
-          case 3: NAME(gradient_rows)(by, to, Fp, more, Cp, 3); break;
-          case 4: NAME(gradient_rows)(by, to, Fp, more, Cp, 4); break;
+          case 3: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 3); break;
+          case 4: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 4); break;
 #endif
         }
       }
+    }
   }
   if (start >= stop) memset(du, 0, HALF * NAME(point)(Cp, Fp) * sizeof(float));
 }
@@ -316,6 +342,7 @@ static void NAME(gradient_body)(void *p) {
   for (long piece; (piece = clearfold_next(&job->next, 2 * job->shares)) >= 0;) {
     long start = piece / 2 * share, stop = start + share < tiles ? start + share : tiles;
     float *du = job->du + piece * HALF * NAME(point)(Cp, Fp);
+    begin_products();
     if (piece % 2) {
       if (job->x.half) NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 1, job->dy.half);
       else NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 0, job->dy.half);
@@ -323,6 +350,7 @@ static void NAME(gradient_body)(void *p) {
       if (job->x.half) NAME(half_gradient)(job, du, start, stop, 0, 1, job->dy.half);
       else NAME(half_gradient)(job, du, start, stop, 0, 0, job->dy.half);
     }
+    end_products();
   }
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the kernels with AddressSanitizer and runs their tests on them: no read or write outside of a tensor. AVX-512 and bfloat16 are
+# Builds the kernels with AddressSanitizer and runs their tests on them: no read or write outside of a tensor. AVX-512, bfloat16 and AMX are
 # emulated by AVX2 (tests/core/emulated), so that every instruction set is tested on whatever machine this is.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,5 +18,5 @@ cd "$work"
 # Python itself and torch keep memory to their end: leaks are not looked for.
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1
 watched=$(cc -print-file-name=libasan.so)
-LD_PRELOAD=$watched python3 -c "from core import kernels; assert len(kernels.available()) == 3, kernels.why()"
+LD_PRELOAD=$watched python3 -c "from core import kernels; assert len(kernels.available()) == 4, kernels.why()"
 LD_PRELOAD=$watched python3 -m pytest -p no:cacheprovider tests/core/test_kernels.py -k "not environment and not refused" "$@"

@@ -1,11 +1,14 @@
 """Fixtures of core's tests: one thread for tiny tensors, and a network that is the denoiser's small sister."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from core import networks, trainer
+from core import kernels, networks, trainer
 from tests.core.made import small
 
 
@@ -36,3 +39,17 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of the kernels for AMX, and of those they are compared with, on an emulated processor that has it."""
+    if not shutil.which("cc"):
+        pytest.skip("the kernels for AMX are emulated by what a C compiler makes of them")
+    root = Path(__file__).parents[2]
+    library = tmp_path_factory.mktemp("emulated") / "_kernels.so"
+    sources = [root / "core/kernels" / f"{name}.c" for name in ("amx", "avx512_bf16", "processor", "team")]
+    vectors = [] if "avx512_bf16" in kernels.available() else ["-DCLEARFOLD_EMULATED", "-D__builtin_cpu_supports(set)=1"]
+    flags = ["-O1", "-std=gnu11", "-Wno-psabi", "-fPIC", "-shared", f"-I{root}/tests/core/emulated", *vectors]
+    subprocess.run(["cc", *flags, *map(str, sources), "-o", str(library), "-lpthread"], check=True)
+    return library

@@ -1,9 +1,15 @@
-"""Every kernel of every instruction set this machine runs, against torch's own convolution and autograd in float64."""
+"""Every kernel of every instruction set this machine runs, against torch's own convolution and autograd in float64; those for AMX on
+emulated registers, where it has none."""
 
+import ctypes
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +19,23 @@ from torch import Tensor
 from core import kernels
 from core.kernels import Border, Kernels, Pair
 
-each_set = pytest.mark.parametrize("own", kernels.available().values(), ids=lambda own: own.name)
+EMULATED = "amx, emulated"
+each_set = pytest.mark.parametrize("own", [*kernels.available(), *({EMULATED} if "amx" not in kernels.available() else ())], indirect=True)
 SAME: Border = (1, 1, 1, 1)
+
+
+@pytest.fixture
+def own(request: pytest.FixtureRequest) -> Kernels:
+    if request.param == EMULATED:
+        return Kernels(borrowing(request.getfixturevalue("emulated_amx")), "amx")
+    return kernels.available()[request.param]
+
+
+def borrowing(library: Path) -> ctypes.CDLL:
+    """As the door loads it: with torch's workers."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.clearfold_borrow(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p))
+    return loaded
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
@@ -86,6 +107,16 @@ def test_any_kernel_stride_and_border_equals_torchs(
 ) -> None:
     x, weight, bias = made(generator, 2, 11, 14, *channels, kernel)
     assert_near(own, run(own, x, weight, stride, border, False, bias=bias), convolution(x, weight, bias, stride, border))
+
+
+@each_set
+@pytest.mark.parametrize("width", [5, 16, 17, 31, 32, 33, 47, 50, 70])
+@pytest.mark.parametrize("channels", [(32, 64), (40, 80), (6, 48), (64, 16)], ids=str)
+@pytest.mark.parametrize("K", [1, 2])
+def test_windows_that_are_multiplied_where_they_lie(own: Kernels, width: int, channels: Pair, K: int, generator: torch.Generator) -> None:
+    x, weight, bias = made(generator, 2, 3 * K, width * K, *channels, (K, K))
+    x = x.to(own.factors)
+    assert_near(own, run(own, x, weight, (K, K), (0, 0, 0, 0), False, bias=bias), convolution(x, weight, bias, (K, K), (0, 0, 0, 0)))
 
 
 @each_set
@@ -184,6 +215,121 @@ def test_the_same_bits_twice_and_with_another_number_of_threads(own: Kernels, ge
     for y, dweight in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(dweight, results[0][1])
+
+
+def vectors_and_registers(library: Path) -> tuple[Kernels, Kernels]:
+    return Kernels(borrowing(library), "avx512_bf16"), Kernels(borrowing(library), "amx")
+
+
+@pytest.mark.parametrize("channels", [(16, 16), (32, 32), (48, 80), (64, 64), (100, 33), (128, 192)], ids=str)
+def test_amx_sums_what_vectors_sum_in_another_order(emulated_amx: Path, channels: Pair, generator: torch.Generator) -> None:
+    x, weight, _ = made(generator, 2, 21, 37, *channels, (3, 3))
+    dy = torch.randn(2, 21, 37, channels[1], generator=generator)
+    for what in (
+        lambda own: run(own, x, weight, (1, 1), SAME, True),
+        lambda own: run(own, x, weight, (2, 2), SAME, False),
+        lambda own: run(own, x.bfloat16(), weight[:2, :2], (2, 2), (1, 0, 1, 0), False, yields=torch.float32),
+        lambda own: run(own, x.bfloat16(), weight[:1, :1], (1, 1), (0, 0, 0, 0), False, yields=torch.float32),
+        lambda own: own.weight_gradient(x, dy, SAME),
+    ):
+        expected, got = (what(own) for own in vectors_and_registers(emulated_amx))
+        off = (got - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        assert off < 2e-6
+
+
+def test_amx_sums_whole_numbers_exactly(emulated_amx: Path, generator: torch.Generator) -> None:
+    x = torch.randint(-8, 9, (2, 5, 70, 72), generator=generator).bfloat16()
+    weight = torch.randint(-8, 9, (1, 1, 72, 112), generator=generator).float()
+    _, own = vectors_and_registers(emulated_amx)
+    y = run(own, x, weight, (1, 1), (0, 0, 0, 0), False, yields=torch.float32)
+    assert torch.equal(y.double(), convolution(x, weight, None, (1, 1), (0, 0, 0, 0)))
+
+
+def test_amxs_registers_are_given_back_after_each_job(emulated_amx: Path, generator: torch.Generator) -> None:
+    library = borrowing(emulated_amx)
+    own = Kernels(library, "amx")
+    x, weight, _ = made(generator, 1, 9, 40, 32, 32, (3, 3))
+    assert library.emulated_in_use() == 0
+    run(own, x, weight, (1, 1), SAME, True)
+    assert library.emulated_in_use() == 0
+    run(own, x, weight, (1, 1), SAME, False)
+    assert library.emulated_in_use() == 0
+    run(own, x.bfloat16(), weight[:1, :1], (1, 1), (0, 0, 0, 0), False)
+    assert library.emulated_in_use() == 0
+    own.weight_gradient(x, x, SAME)
+    assert library.emulated_in_use() == 0
+
+
+@pytest.mark.parametrize(
+    ("lack", "refusal"),
+    [
+        ("absent", None),
+        ("small", "its registers are smaller than 16 rows of 64 bytes"),
+        ("unsaved", "the system does not save its registers"),
+        ("refused", "the system refuses its registers: Operation not permitted"),
+        ("wrong", "its products are not those of AVX-512"),
+        ("nothing", ""),
+    ],
+)
+def test_amx_is_taken_only_where_it_is_there_allowed_and_right(
+    lack: str, refusal: str | None, emulated_amx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMULATED_AMX", lack)
+    monkeypatch.delenv("CLEARFOLD_KERNEL", raising=False)
+    library = borrowing(shutil.copy(emulated_amx, tmp_path))  # a copy asks its processor anew
+    for name in ("avx512_bf16", "avx512", "avx2"):  # the library holds nothing of the last two
+        setattr(library, f"clearfold_runs_{name}", lambda name=name: name == "avx512_bf16")
+    monkeypatch.setattr(kernels, "_library", lambda: (library, ""))
+    taken = ["amx", "avx512_bf16"] if refusal == "" else ["avx512_bf16"]
+    assert list(kernels.available.__wrapped__()) == taken
+    assert kernels.why() == f"this processor runs {', '.join(taken)}" + (f"; it has AMX, but {refusal}" if refusal else "")
+    monkeypatch.setattr(kernels, "available", kernels.available.__wrapped__)
+    own = kernels.take(torch.bfloat16, torch.device("cpu"))
+    assert own is not None
+    assert own.name == taken[0]
+
+
+def test_a_compiler_too_old_for_amx_builds_the_rest(tmp_path: Path) -> None:
+    if not shutil.which("cc"):
+        pytest.skip("there is no compiler")
+    root = Path(__file__).parents[2]
+    sources = [str(root / "core/kernels" / f"{name}.c") for name in ("amx", "processor", "team")]
+    built = tmp_path / "_kernels.so"
+    emulated = ["-D__builtin_cpu_supports(set)=1", f"-I{root}/tests/core/emulated"]
+    subprocess.run(["cc", "-DCLEARFOLD_WITHOUT_AMX", *emulated, "-fPIC", "-shared", *sources, "-o", str(built)], check=True)
+    library = ctypes.CDLL(str(built))
+    library.clearfold_refuses_amx.restype = ctypes.c_char_p
+    assert not library.clearfold_runs_amx()
+    assert library.clearfold_refuses_amx() == b"the compiler that built the kernels does not know it"
+
+
+BEYOND = {
+    "": r"[yz]mm|tmm|\{%k|^v",
+    "avx2": r"zmm|tmm|%k[0-7]|[xy]mm(1[6-9]|2\d|3[01])",
+    "avx512": r"tmm|bf16",
+    "avx512_bf16": r"tmm",
+    "amx": r"$^",
+}
+"""What no function of a set holds. Without a set: what runs before the processor has been asked."""
+
+
+def test_no_function_holds_an_instruction_of_another_set() -> None:
+    if not shutil.which("objdump") or not (built := sorted(Path(kernels.__file__).parent.glob("_kernels*.so"))):
+        pytest.skip("there is no objdump, or nothing was built")
+    told = subprocess.run(["objdump", "-d", "--no-show-raw-insn", str(built[0])], capture_output=True, text=True, check=True).stdout
+    code: dict[str, list[str]] = defaultdict(list)
+    for line in told.splitlines():
+        if name := re.match(r"[0-9a-f]+ <(.+)>:", line):
+            suffix = re.search(r"_(avx2|avx512|avx512_bf16|amx)(\.|$)", name[1])
+            of = suffix[1] if suffix else ""
+        elif "\t" in line:
+            code[of].append(line.split("\t", 1)[1])
+    assert set(code) <= set(BEYOND)
+    for of, lines in code.items():
+        beyond = [line for line in lines if re.search(BEYOND[of], line)]
+        assert beyond == [], f"functions of {of or 'no set'} hold {len(beyond)} instructions beyond it"
+    for instruction in ("ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease") if "amx" in code else ():
+        assert any(line.startswith(instruction) for line in code["amx"]), f"no {instruction} in the kernels for AMX"
 
 
 def in_a_process(kernel: str, code: str) -> subprocess.CompletedProcess[str]:

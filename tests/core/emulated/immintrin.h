@@ -1,7 +1,12 @@
-/* AVX-512 and its bfloat16 out of plain C, for machines that lack them: the intrinsics that the kernels use, lane by lane as Intel's
- * intrinsics guide defines them. Stands before the compiler's own header, which still gives AVX2. For tests only: it is slow. */
+/* Instructions out of plain C, for machines that lack them: those of AMX, and where CLEARFOLD_EMULATED says so AVX-512 and its bfloat16 too.
+ * The intrinsics that the kernels use, lane by lane as Intel's intrinsics guide defines them. Stands before the compiler's own header, which
+ * still gives all else. For tests only: it is slow. */
+#ifndef CLEARFOLD_EMULATED_IMMINTRIN
+#define CLEARFOLD_EMULATED_IMMINTRIN
 #include_next <immintrin.h>
+#include "amx.h"
 
+#if defined(CLEARFOLD_EMULATED)
 typedef float f16 __attribute__((vector_size(64), aligned(1), may_alias));
 typedef int i16 __attribute__((vector_size(64), aligned(1), may_alias));
 typedef unsigned u16 __attribute__((vector_size(64), aligned(1), may_alias));
@@ -39,6 +44,11 @@ EMULATED __m512 dot_(__m512 sum, __m512bh a, __m512bh b) {
   return (__m512)y;
 }
 EMULATED __m512i chosen_(__m512i which, __m512i from) { h32 y; ALL(32) y[l] = ((h32)from)[((h32)which)[l] & 31]; return (__m512i)y; }
+EMULATED __m512i chosen_of_two_(__m512i a, __m512i which, __m512i b) {
+  i16 y;
+  ALL(16) y[l] = ((i16)which)[l] & 16 ? ((i16)b)[((i16)which)[l] & 15] : ((i16)a)[((i16)which)[l] & 15];
+  return (__m512i)y;
+}
 EMULATED __m512i masked_int_(__m512i other, __mmask16 m, __m512i x) { i16 y; ALL(16) y[l] = m >> l & 1 ? ((i16)x)[l] : ((i16)other)[l]; return (__m512i)y; }
 EMULATED __m512 masked_(__mmask16 m, __m512 x) { f16 y; ALL(16) y[l] = m >> l & 1 ? x[l] : 0; return (__m512)y; }
 
@@ -70,3 +80,6 @@ EMULATED __m512 masked_(__mmask16 m, __m512 x) { f16 y; ALL(16) y[l] = m >> l & 
 #define _mm512_cvtne2ps_pbh halved_both_
 #define _mm512_dpbf16_ps dot_
 #define _mm512_permutexvar_epi16 chosen_
+#define _mm512_permutex2var_epi32 chosen_of_two_
+#endif
+#endif
