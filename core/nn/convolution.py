@@ -122,7 +122,7 @@ def _by_strips(
     if out is None:
         size = N, Ho * scale[0], Wo * scale[1], F // (scale[0] * scale[1])
         out = Ring(torch.empty(size, dtype=yields, device=weight.device), 0, size[1])
-    rows, strip = _strip(weight, bias, stride, N * Wo, factors, yields, packs)
+    rows, strip = _strip(weight, bias, stride, (Ho, N * Wo), factors, yields, packs)
     for start in range(0, Ho, rows):
         stop = min(Ho, start + rows)
         above, below = start * stride[0] - top, (stop - 1) * stride[0] - top + A  # the rows that the windows reach, past the picture's too
@@ -137,9 +137,9 @@ def _by_strips(
 
 
 def _strip(
-    weight: Tensor, bias: Tensor | None, stride: Pair, across: int, factors: torch.dtype, yields: torch.dtype, packs: Packs
+    weight: Tensor, bias: Tensor | None, stride: Pair, size: Pair, factors: torch.dtype, yields: torch.dtype, packs: Packs
 ) -> tuple[int, Callable[[Tensor, Border], Tensor]]:
-    """How many rows of `across` outputs to compute at once, and the way: rows of `x` and their border in, (N, I, S, J, T, F) out."""
+    """How many of the output's rows to compute at once, and the way: rows of `x` and their border in, (N, I, S, J, T, F) out."""
     if factors == torch.float32 and yields == torch.bfloat16:  # an exact layer, where bfloat16 is fast
         halves, bias = packs.get("halves", weight, lambda: products.halves(weight)), None if bias is None else bias.to(yields)
 
@@ -147,7 +147,7 @@ def _strip(
             y = products.convolve_halves((x,) if x.dtype == yields else products.halves(x), halves, bias, stride, border)
             return y[:, :, None, :, None]
 
-        return products.rows(halves[0], across, weight.device), by_halves
+        return products.rows(halves[0], size), by_halves
     bias = None if bias is None else bias.to(factors)
     if weight.shape[:2] == (3, 3) and stride == (1, 1) and min(weight.shape[2:]) >= winograd.FEWEST:
         points = packs.get(f"points, {factors}", weight, lambda: winograd.prepare(weight, factors))
@@ -156,10 +156,10 @@ def _strip(
             y = winograd.convolve(x, points, border)
             return y if bias is None else y.add_(bias)
 
-        return winograd.rows(points, across, weight.device), by_tiles
+        return winograd.rows(points, size), by_tiles
     rounded = packs.get(f"rounded, {factors}", weight, lambda: weight.to(factors))
     return (
-        products.rows(rounded, across, weight.device),
+        products.rows(rounded, size),
         lambda x, border: products.convolve(x, rounded, bias, stride, border)[:, :, None, :, None],
     )
 

@@ -80,9 +80,10 @@ def convolve_halves(x: Sequence[Tensor], weight: Sequence[Tensor], bias: Tensor 
     return y
 
 
-def rows(weight: Tensor, columns: int, device: torch.device) -> int:
-    """How many output rows, of `columns` windows, are worth computing at once."""
-    return max(1, STRIP_BYTES.get(device.type, STRIP_BYTES_ELSEWHERE) // (columns * weight[..., 0].numel() * weight.element_size()))
+def rows(weight: Tensor, size: Pair) -> int:
+    """How many rows of an output of `size` are worth computing at once; all strips have as many, but for the last."""
+    most = STRIP_BYTES.get(weight.device.type, STRIP_BYTES_ELSEWHERE) // (size[1] * weight[..., 0].numel() * weight.element_size())
+    return -(-size[0] // -(-size[0] // max(1, most)))
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, factors: torch.dtype | None = None) -> Tensor:

@@ -33,9 +33,9 @@ MANY = 128
 """Channels from which bfloat16 takes tiles of 4x4. With fewer, next to the picture itself, the error is seen in the result: tiles of
 2x4 make a third less of it, for 24 products in place of 48 and not of 96."""
 
-STRIP = {"cpu": 1 << 15}
-"""Numbers that a strip has at each point, by kind of device: on a processor, what its caches hold and is still worth a call."""
-STRIP_ELSEWHERE = 1 << 22
+STRIP = {"cpu": 3 << 19}
+"""Numbers that the windows of a strip have, by kind of device: on a processor, what its caches hold and is still worth a call."""
+STRIP_ELSEWHERE = 1 << 27
 """Enough to fill an accelerator."""
 
 
@@ -57,10 +57,12 @@ def prepare(weight: Tensor, factors: torch.dtype) -> Weights:
     return Weights(tile, Bt.to(factors), values.to(factors), At.to(factors))
 
 
-def rows(weights: Weights, across: int, device: torch.device) -> int:
-    """How many output rows, of `across` pixels, are worth computing at once."""
-    tiles = STRIP.get(device.type, STRIP_ELSEWHERE) // max(weights.values.shape[1:])
-    return max(1, tiles // -(-across // weights.tile[1])) * weights.tile[0]
+def rows(weights: Weights, size: Pair) -> int:
+    """How many rows of an output of `size` are worth computing at once; all strips have as many, but for the last."""
+    points, C, F = weights.values.shape
+    down, across = (-(-side // tile) for side, tile in zip(size, weights.tile, strict=True))
+    most = STRIP.get(weights.values.device.type, STRIP_ELSEWHERE) // (points * max(C, F) * across)
+    return -(-down // -(-down // max(1, most))) * weights.tile[0]
 
 
 def convolve(x: Tensor, weights: Weights, border: Border) -> Tensor:
