@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core import kernels
 from core.kernels import Ring
-from core.nn import products, winograd
+from core.nn import products, team, winograd
 from core.nn.activation import masked
 from core.nn.module import finished
 from core.nn.products import NO_BORDER, Border, Pair
@@ -119,24 +119,26 @@ def _by_strips(
     """`convolve` by products, for inference: a strip of the output is finished before the next, and while it is in the cache."""
     (N, H, W, _), (A, B, _, F), (top, bottom, left, right) = x.shape, weight.shape, border
     Ho, Wo = (H + top + bottom - A) // stride[0] + 1, (W + left + right - B) // stride[1] + 1
-    if out is None:
-        size = N, Ho * scale[0], Wo * scale[1], F // (scale[0] * scale[1])
-        out = Ring(torch.empty(size, dtype=yields, device=weight.device), 0, size[1])
-    rows, strip = _strip(weight, bias, stride, (Ho, N * Wo), factors, yields, packs)
-    for start in range(0, Ho, rows):
+    size = N, Ho * scale[0], Wo * scale[1], F // (scale[0] * scale[1])
+    to = out or Ring(torch.empty(size, dtype=yields, device=weight.device), 0, size[1])
+    rows, way = _way(weight, bias, stride, (Ho, N * Wo), factors, yields, packs)
+
+    def strip(start: int) -> None:
         stop = min(Ho, start + rows)
         above, below = start * stride[0] - top, (stop - 1) * stride[0] - top + A  # the rows that the windows reach, past the picture's too
         seen = x.cut(max(0, above), max(0, min(H, below))).rows()
-        y = strip(seen, (max(0, -above), max(0, below - H), left, right))
+        y = way(seen, (max(0, -above), max(0, below - H), left, right))
         if scale != (1, 1):
             S, T, C = *scale, F // (scale[0] * scale[1])
             y = _cropped(y, stop - start, Wo).view(N, stop - start, Wo, S, T, C).transpose(2, 3)
         start, stop = start * scale[0], stop * scale[0]
-        _finish(y, [t.cut(start, stop) for t in addends], relu, out.cut(start, stop))
-    return out.data
+        _finish(y, [t.cut(start, stop) for t in addends], relu, to.cut(start, stop))
+
+    team.each(strip, range(0, Ho, rows), weight.device)
+    return to.data
 
 
-def _strip(
+def _way(
     weight: Tensor, bias: Tensor | None, stride: Pair, size: Pair, factors: torch.dtype, yields: torch.dtype, packs: Packs
 ) -> tuple[int, Callable[[Tensor, Border], Tensor]]:
     """How many of the output's rows to compute at once, and the way: rows of `x` and their border in, (N, I, S, J, T, F) out."""

@@ -4,7 +4,8 @@ Moving a window over a zero-bordered grid only moves the address it is read from
 `(N, Ho, Wo, K, K*C)`, in which nothing is copied. A strip of them small enough for the cache is laid out as a matrix, one row a window,
 and one product with the kernel as `(K*K*C, F)` gives the strip's output, each sum accumulated inside the product and rounded once.
 
-This is the reference, an accelerator's way, and the way of a processor for which no kernel was built (see `convolution`).
+This is the reference; the way of training on an accelerator, or a processor for which no kernel was built; and there of all inference
+but that of 3x3 kernels, which is `winograd`'s (see `convolution`).
 """
 
 from __future__ import annotations
@@ -81,9 +82,16 @@ def convolve_halves(x: Sequence[Tensor], weight: Sequence[Tensor], bias: Tensor 
 
 
 def rows(weight: Tensor, size: Pair) -> int:
-    """How many rows of an output of `size` are worth computing at once; all strips have as many, but for the last."""
+    """How many rows of an output of `size` are worth computing at once."""
     most = STRIP_BYTES.get(weight.device.type, STRIP_BYTES_ELSEWHERE) // (size[1] * weight[..., 0].numel() * weight.element_size())
-    return -(-size[0] // -(-size[0] // max(1, most)))
+    return shared(size[0], most)
+
+
+def shared(rows: int, most: int) -> int:
+    """The height, `most` or less, of strips that are all alike, and as many for each thread (see `team`), if there are enough rows."""
+    strips, threads = -(-rows // max(1, most)), torch.get_num_threads()
+    for_each = -(-strips // threads) * threads
+    return -(-rows // (for_each if for_each <= rows else strips))
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, factors: torch.dtype | None = None) -> Tensor:

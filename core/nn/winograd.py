@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.nn.products import Border, Pair, Scratch
+from core.nn.products import Border, Pair, Scratch, shared
 
 P, Q = 0.75, 1.5
 """With these the least is lost where *all* is bfloat16, the matrices and what lies between products too: a tenth less than with the
@@ -58,11 +58,11 @@ def prepare(weight: Tensor, factors: torch.dtype) -> Weights:
 
 
 def rows(weights: Weights, size: Pair) -> int:
-    """How many rows of an output of `size` are worth computing at once; all strips have as many, but for the last."""
+    """How many rows of an output of `size` are worth computing at once."""
     points, C, F = weights.values.shape
     down, across = (-(-side // tile) for side, tile in zip(size, weights.tile, strict=True))
     most = STRIP.get(weights.values.device.type, STRIP_ELSEWHERE) // (points * max(C, F) * across)
-    return -(-down // -(-down // max(1, most))) * weights.tile[0]
+    return shared(down, most) * weights.tile[0]
 
 
 def convolve(x: Tensor, weights: Weights, border: Border) -> Tensor:

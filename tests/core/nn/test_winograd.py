@@ -54,7 +54,7 @@ def assert_near(got: Tensor, expected: Tensor, dtypes: tuple[torch.dtype, ...]) 
 
 
 def assert_same_tiles(got: Tensor, expected: Tensor) -> None:
-    """Sums in another order, as a library may choose for other sizes, move few roundings to bfloat16; tiles in other places most of them."""
+    """Sums in another order, as a library may choose for other sizes, move few roundings to bfloat16; tiles in other places most."""
     torch.testing.assert_close(got, expected, atol=1e-5 if got.dtype == torch.float32 else 0.1, rtol=0)
     assert got.dtype == torch.float32 or (got == expected).float().mean() > 0.95
 
@@ -132,7 +132,7 @@ def test_rows_that_wrap_around_are_read_and_written_where_they_are(generator: to
 
 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16], ids=str)
-def test_a_streamed_network_gives_what_the_whole_picture_gives(factors: torch.dtype, generator: torch.Generator) -> None:
+def test_a_streamed_network_gives_what_the_whole_picture_gives(factors: torch.dtype, threads: int, generator: torch.Generator) -> None:
     def same(C: int) -> Conv2d:
         return Conv2d(C, C, 3, padding=1, generator=generator)
 
