@@ -74,7 +74,7 @@ class Denoiser:
     """
 
     def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.network = network.to(device, hardware.weights(dtype, device)).multiply_in(dtype, hardware.activations(dtype, device))
+        self.network = network.to(device, torch.float32).multiply_in(dtype, hardware.activations(dtype, device))
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         self.blind = bool(card.get("blind"))
         self._grey_level = float(card.get("grey_level", 1.0))

@@ -63,14 +63,6 @@ def activations(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return own.factors if own else dtype
 
 
-def weights(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which to keep the weights of a network that multiplies in `dtype`.
-
-    float32 where our kernels compute: they prepare the weights once, and round only what comes of it.
-    """
-    return torch.float32 if kernels.take(dtype, device) else dtype
-
-
 def threads() -> int:
     """How many threads an operator computes with in the calling thread; at first, the processor's cores."""
     return torch.get_num_threads()

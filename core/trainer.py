@@ -310,7 +310,7 @@ def _denoise(network: Module) -> methods.Denoise:
 
 def _for_inference(network: Module, factors: torch.dtype, device: torch.device) -> methods.Denoise:
     """The network as a denoiser has it."""
-    network.to(device, hardware.weights(factors, device)).multiply_in(factors, hardware.activations(factors, device))
+    network.to(device, torch.float32).multiply_in(factors, hardware.activations(factors, device))
     return _denoise(network)
 
 

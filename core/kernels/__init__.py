@@ -50,6 +50,10 @@ class Ring(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.data.dtype
 
+    def cut(self, start: int, stop: int) -> Ring:
+        """The rows start..stop."""
+        return Ring(self.data, (self.first + start) % self.data.shape[1], stop - start)
+
     def rows(self) -> Tensor:
         """(N, height, W, C), copied where the rows wrap around."""
         room = self.data.shape[1] - self.first

@@ -1,35 +1,41 @@
 """One convolution, by the fastest way there is: the kernels in C on a processor that runs them, matrix products everywhere else.
 
-The seam between the layers and the hardware. Knows nothing of layers or tapes, and computes nothing itself.
+Of products there are three kinds: plain ones (`products`), which training takes and float64; at inference F(4x4, 3x3) (`winograd`) for 3x3
+kernels, and products of halves for layers that are to be exact. The seam between the layers and the hardware. Knows nothing of layers or
+tapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from core import kernels
 from core.kernels import Ring
-from core.nn import products
+from core.nn import products, team, winograd
 from core.nn.activation import masked
 from core.nn.module import finished
 from core.nn.products import NO_BORDER, Border, Pair
 
+Prepared = TypeVar("Prepared")
+
 
 class Packs:
-    """A layer's weights as the kernels read them, made anew when the weights have changed."""
+    """A layer's weights as one way of computing reads them, made anew when the weights have changed."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        self.kept: dict[str, tuple[tuple[int, int], Any]] = {}
 
-    def get(self, kernel: kernels.Kernels, weight: Tensor, winograd: bool) -> Tensor:
+    def get(self, way: str, weight: Tensor, prepare: Callable[[], Prepared]) -> Prepared:
         state = weight.data_ptr(), weight._version
-        kept = self.kept.get(kernel.name)
+        kept = self.kept.get(way)
         if kept is None or kept[0] != state:
-            kept = self.kept[kernel.name] = state, kernel.pack(weight, winograd)  # two threads at once would make the same
-        return kept[1]
+            kept = self.kept[way] = state, prepare()  # two threads at once would make the same
+        made: Prepared = kept[1]
+        return made
 
 
 def convolve(
@@ -57,15 +63,15 @@ def convolve(
     factors = factors or x.dtype
     kernel = _kernel(x, factors) if scale[0] == scale[1] else None
     if kernel is not None:
-        winograd = _winograd(weight, stride)
-        packed = (packs or Packs()).get(kernel, weight, winograd)
+        fast, own = _winograd(weight, stride), kernel
+        packed = (packs or Packs()).get(own.name, weight, lambda: own.pack(weight, fast))
         return kernel.convolve(
             x,
             packed,
             _shape(weight),
             stride,
             border,
-            winograd=winograd,
+            winograd=fast,
             bias=bias,
             scale=scale[0],
             crop=crop,
@@ -74,6 +80,10 @@ def convolve(
             mask=mask,
             yields=yields,
             out=out,
+        )
+    if packs is not None and mask is None and not any(crop) and factors in (torch.float32, torch.bfloat16):
+        return _by_strips(
+            _ring(x), weight, bias, stride, border, factors, yields or x.dtype, scale, [*map(_ring, addends)], relu, packs, out
         )
     x = x.rows() if isinstance(x, Ring) else x
     y = products.convolve(x, weight.to(factors), None if bias is None else bias.to(factors), stride, border)
@@ -90,6 +100,98 @@ def convolve(
     if out is not None:
         out.put(y)
     return y
+
+
+def _by_strips(
+    x: Ring,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    border: Border,
+    factors: torch.dtype,
+    yields: torch.dtype,
+    scale: Pair,
+    addends: Sequence[Ring],
+    relu: bool,
+    packs: Packs,
+    out: Ring | None,
+) -> Tensor:
+    """`convolve` by products, for inference: a strip of the output is finished before the next, and while it is in the cache."""
+    (N, H, W, _), (A, B, _, F), (top, bottom, left, right) = x.shape, weight.shape, border
+    Ho, Wo = (H + top + bottom - A) // stride[0] + 1, (W + left + right - B) // stride[1] + 1
+    size = N, Ho * scale[0], Wo * scale[1], F // (scale[0] * scale[1])
+    to = out or Ring(torch.empty(size, dtype=yields, device=weight.device), 0, size[1])
+    rows, way = _way(weight, bias, stride, (Ho, N * Wo), factors, yields, packs)
+
+    def strip(start: int) -> None:
+        stop = min(Ho, start + rows)
+        above, below = start * stride[0] - top, (stop - 1) * stride[0] - top + A  # the rows that the windows reach, past the picture's too
+        seen = x.cut(max(0, above), max(0, min(H, below))).rows()
+        y = way(seen, (max(0, -above), max(0, below - H), left, right))
+        if scale != (1, 1):
+            S, T, C = *scale, F // (scale[0] * scale[1])
+            y = _cropped(y, stop - start, Wo).view(N, stop - start, Wo, S, T, C).transpose(2, 3)
+        start, stop = start * scale[0], stop * scale[0]
+        _finish(y, [t.cut(start, stop) for t in addends], relu, to.cut(start, stop))
+
+    team.each(strip, range(0, Ho, rows), weight.device)
+    return to.data
+
+
+def _way(
+    weight: Tensor, bias: Tensor | None, stride: Pair, size: Pair, factors: torch.dtype, yields: torch.dtype, packs: Packs
+) -> tuple[int, Callable[[Tensor, Border], Tensor]]:
+    """How many of the output's rows to compute at once, and the way: rows of `x` and their border in, (N, I, S, J, T, F) out."""
+    if factors == torch.float32 and yields == torch.bfloat16:  # an exact layer, where bfloat16 is fast
+        halves, bias = packs.get("halves", weight, lambda: products.halves(weight)), None if bias is None else bias.to(yields)
+
+        def by_halves(x: Tensor, border: Border) -> Tensor:
+            y = products.convolve_halves((x,) if x.dtype == yields else products.halves(x), halves, bias, stride, border)
+            return y[:, :, None, :, None]
+
+        return products.rows(halves[0], size), by_halves
+    bias = None if bias is None else bias.to(factors)
+    if weight.shape[:2] == (3, 3) and stride == (1, 1) and min(weight.shape[2:]) >= winograd.FEWEST:
+        points = packs.get(f"points, {factors}", weight, lambda: winograd.prepare(weight, factors))
+
+        def by_tiles(x: Tensor, border: Border) -> Tensor:
+            y = winograd.convolve(x, points, border)
+            return y if bias is None else y.add_(bias)
+
+        return winograd.rows(points, size), by_tiles
+    rounded = packs.get(f"rounded, {factors}", weight, lambda: weight.to(factors))
+    return (
+        products.rows(rounded, size),
+        lambda x, border: products.convolve(x, rounded, bias, stride, border)[:, :, None, :, None],
+    )
+
+
+def _finish(y: Tensor, addends: Sequence[Ring], relu: bool, out: Ring) -> None:
+    """Writes `y` (N, I, S, J, T, F), of row i*S + s and column j*T + t what `out` has, `+` addends, then ReLU."""
+    N, down, S, across, T, F = y.shape
+    room = out.whole()
+    to = torch.empty(out.shape, dtype=out.dtype, device=y.device) if room is None else room
+    if out.shape[1:3] == (down * S, across * T):
+        parts = to.view(N, down, S, across, T, F)
+    else:
+        y, parts = _cropped(y, *out.shape[1:3]), to
+    at_once = relu and not addends and y.dtype == to.dtype
+    if at_once:
+        torch.clamp_min(y, 0, out=parts)
+    else:
+        parts.copy_(y)
+    for addend in addends:
+        to += addend.rows()
+    if relu and not at_once:
+        to.relu_()
+    if room is None:
+        out.put(to)
+
+
+def _cropped(y: Tensor, rows: int, columns: int) -> Tensor:
+    """(N, I, S, J, T, F) -> (N, rows, columns, F)."""
+    N, down, S, across, T, F = y.shape
+    return y.reshape(N, down * S, across * T, F)[:, :rows, :columns]
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None) -> Tensor:
@@ -139,6 +241,10 @@ def _winograd(weight: Tensor, stride: Pair) -> bool:
 def _shape(weight: Tensor) -> tuple[int, int, int, int]:
     A, B, C, F = weight.shape
     return A, B, C, F
+
+
+def _ring(x: Tensor | Ring) -> Ring:
+    return x if isinstance(x, Ring) else Ring(x, 0, x.shape[1])
 
 
 def _negative(border: Border) -> Border:

@@ -4,13 +4,14 @@ Moving a window over a zero-bordered grid only moves the address it is read from
 `(N, Ho, Wo, K, K*C)`, in which nothing is copied. A strip of them small enough for the cache is laid out as a matrix, one row a window,
 and one product with the kernel as `(K*K*C, F)` gives the strip's output, each sum accumulated inside the product and rounded once.
 
-This is the reference, an accelerator's way, and the way of a processor for which no kernel was built (see `convolution`).
+This is the reference; the way of training on an accelerator, or a processor for which no kernel was built; and there of all inference
+but that of 3x3 kernels, which is `winograd`'s (see `convolution`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +54,44 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, borde
         else:
             torch.addmm(bias, strip, kernel, out=out)
     return y
+
+
+def halves(x: Tensor, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
+    """Two numbers of `dtype` for every one of `x`, that add up to it but for a rounding of the second: twice the bits."""
+    high = x.to(dtype)
+    return high, (x - high.to(x.dtype)).to(dtype)
+
+
+def convolve_halves(x: Sequence[Tensor], weight: Sequence[Tensor], bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
+    """`convolve` of numbers given as `halves`, or as the first of them alone: nearly as in float32, by products of bfloat16.
+
+    What the second halves have to do with one another is left out. The result is of their dtype, to which sums are rounded once they are
+    whole, and before that where they are small.
+    """
+    windows = [_windows(pad(part, border), weight[0].shape[:2], stride) for part in x]
+    kernels = [part.reshape(-1, part.shape[3]) for part in weight]
+    y = x[0].new_empty(*windows[0].shape[:3], weight[0].shape[3])
+    for n, h in _strips(windows[0]):
+        out = y[n, h].view(-1, y.shape[3])
+        onto = out.zero_() if bias is None else bias
+        for part, factors in zip(reversed(windows), (kernels[:1], kernels[::-1])[-len(x) :], strict=True):  # the small sums first
+            strip = _laid_out(part[n, h], y.dtype)
+            for kernel in factors:
+                onto = torch.addmm(onto, strip, kernel, out=out)
+    return y
+
+
+def rows(weight: Tensor, size: Pair) -> int:
+    """How many rows of an output of `size` are worth computing at once."""
+    most = STRIP_BYTES.get(weight.device.type, STRIP_BYTES_ELSEWHERE) // (size[1] * weight[..., 0].numel() * weight.element_size())
+    return shared(size[0], most)
+
+
+def shared(rows: int, most: int) -> int:
+    """The height, `most` or less, of strips that are all alike, and as many for each thread (see `team`), if there are enough rows."""
+    strips, threads = -(-rows // max(1, most)), torch.get_num_threads()
+    for_each = -(-strips // threads) * threads
+    return -(-rows // (for_each if for_each <= rows else strips))
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, factors: torch.dtype | None = None) -> Tensor:
@@ -122,26 +161,26 @@ def _windows(x: Tensor, kernel: torch.Size | Pair, stride: Pair) -> Tensor:
     return x.as_strided(size, (H * W * C, S * W * C, T * C, W * C, 1))
 
 
-class _Scratch(threading.local):
-    """One strip's matrix for every thread and kind: memory that is touched once and stays in the cache."""
+class Scratch(threading.local):
+    """One strip's matrices for every thread, by name: memory that is touched once and stays in the cache."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.kept: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def get(self, like: Tensor, dtype: torch.dtype) -> Tensor:
-        kind, size = (like.device, dtype), like.numel()
+    def get(self, name: str, device: torch.device, dtype: torch.dtype, size: int) -> Tensor:
+        kind = name, device, dtype
         if kind not in self.kept or self.kept[kind].numel() < size:
-            self.kept[kind] = torch.empty(size, dtype=dtype, device=like.device)
+            self.kept[kind] = torch.empty(size, dtype=dtype, device=device)
         return self.kept[kind][:size]
 
 
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def _laid_out(windows: Tensor, dtype: torch.dtype) -> Tensor:  # (N, H, W, K, K*C) -> (N*H*W, K*K*C), valid until this thread's next call
     if windows.is_contiguous() and windows.dtype == dtype:
         return windows.view(-1, windows.shape[3] * windows.shape[4])
-    strip = _scratch.get(windows, dtype).view(windows.shape)
+    strip = _scratch.get("strip", windows.device, dtype, windows.numel()).view(windows.shape)
     strip.copy_(windows)
     return strip.view(-1, windows.shape[3] * windows.shape[4])
 

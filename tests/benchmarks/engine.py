@@ -1,19 +1,26 @@
-"""`python -m tests.benchmarks.engine`: this engine and torch.nn on the same network, weights and pictures, one after the other in turn.
+"""`python -m tests.benchmarks.engine [CBSD68/]`: this engine and torch.nn on the same network, weights and pictures, in turn.
 
 Equal first, timed second: each opponent's result is compared before any clock runs. Times are medians, and what counts is their ratio. The
 opponents live in processes of their own, because autograd's thread would leave OpenMP with more workers than cores and slow both; they
 take turns, so that a busy machine slows all alike.
+
+Then float32 alone, by each instruction set that has it, beside torch.nn held to the same one; how the time of a megapixel grows with the
+picture; and, of the pictures in the folder that is named, how far the fast ways are from float32, with the weights that ship. `--only`
+takes some of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -21,14 +28,21 @@ from rich.table import Table
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from core import hardware, kernels, networks
+from core import hardware, kernels, metrics, networks
 from core.denoiser import Denoiser
+from core.evaluation import Pictures
 from core.nn import L1, Adam, Tape
 from tests.benchmarks.twin import denoiser
 
 INFERENCE = {"256": (256, 256), "512": (512, 512), "1024": (1024, 1024), "2048x1536": (1536, 2048)}
 TRAINING = {"16x96": (16, 96), "8x128": (8, 128)}
+GROWTH = {"1": (1024, 1024), "6": (2000, 3000), "24": (4000, 6000)}
+SETS = {"avx512": "AVX512_CORE", "avx2": "AVX2"}
+"""Kernels of float32, and what oneDNN, which computes torch's convolutions, calls their instruction sets."""
+ACCURACY = (25.0, 50.0)
+PARTS = (*INFERENCE, *TRAINING, "sets", "growth", "accuracy")
 LEVEL = 25 / 255
+WEIGHTS = Path(__file__).parents[2] / "weights" / "gaussian.safetensors"
 
 
 def network() -> networks.Module:
@@ -56,6 +70,15 @@ class Ours:
         denoiser = Denoiser(network(), {}, "benchmark", self.device, self.dtype)
         x = picture(H, W)
         return lambda: denoiser(x, LEVEL), lambda: denoiser(x, LEVEL)
+
+    def picture(self, folder: str, number: int, sigma: float) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+        """One of a folder's pictures with noise on it, denoised with the weights that ship."""
+        noisy = Pictures(Path(folder)).pair(number, sigma).noisy
+        return lambda: None, lambda: self._shipped(noisy, sigma / 255)
+
+    @functools.cached_property
+    def _shipped(self) -> Denoiser:
+        return Denoiser.load(WEIGHTS, "cpu", str(self.dtype).removeprefix("torch."))
 
     def training(self, N: int, P: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
         net, loss, adam = network().multiply_in(self.dtype, hardware.activations(self.dtype, self.device)), L1(), Adam(1e-4)
@@ -88,7 +111,9 @@ class Torch:
         return net if self.kind == "fp32" else net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def seen(self, noisy: Tensor) -> Tensor:
-        x = torch.cat((noisy, torch.full((*noisy.shape[:3], 1), LEVEL)), 3).permute(0, 3, 1, 2)
+        return self.laid_out(torch.cat((noisy, torch.full((*noisy.shape[:3], 1), LEVEL)), 3).permute(0, 3, 1, 2))
+
+    def laid_out(self, x: Tensor) -> Tensor:
         return x.contiguous() if self.kind == "fp32" else x.contiguous(memory_format=torch.channels_last)
 
     def inference(self, H: int, W: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
@@ -143,18 +168,26 @@ def serve(turns: Connection, name: str, threads: int) -> None:
 
 
 class Contender:
+    """A process that serves, from the first question on."""
+
     def __init__(self, name: str, threads: int, environment: dict[str, str] | None = None) -> None:
-        self.name = name
-        self.turns, other = get_context("spawn").Pipe()
-        before = dict(os.environ)
-        os.environ.update(environment or {})
-        get_context("spawn").Process(target=serve, args=(other, name, threads), daemon=True).start()
-        os.environ.clear()
-        os.environ.update(before)
+        self.name, self._threads, self._environment = name, threads, environment or {}
+        self._turns: Connection | None = None
 
     def ask(self, message: object) -> object:
-        self.turns.send(message)
-        return self.turns.recv()
+        if self._turns is None:
+            self._turns, other = get_context("spawn").Pipe()
+            before = dict(os.environ)
+            os.environ.update(self._environment)
+            get_context("spawn").Process(target=serve, args=(other, self.name, self._threads), daemon=True).start()
+            os.environ.clear()
+            os.environ.update(before)
+        self._turns.send(message)
+        return self._turns.recv()
+
+    def stop(self) -> None:
+        if self._turns is not None:
+            self._turns.send(None)
 
 
 def compare(contenders: dict[str, Contender], what: str, size: tuple[int, int], rounds: int) -> dict[str, float]:
@@ -186,6 +219,43 @@ def compare(contenders: dict[str, Contender], what: str, size: tuple[int, int], 
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def compare_set(name: str, threads: int, rounds: int) -> dict[str, float]:
+    """Median seconds of float32 by the kernels `name` at 1024x1024, and of torch.nn held to the same instruction set, by contender."""
+    held = {"CLEARFOLD_KERNEL": name, "ONEDNN_MAX_CPU_ISA": SETS[name], "ATEN_CPU_CAPABILITY": name}
+    contenders = {kind: Contender(kind, threads, held) for kind in ("clearfold float32", "fp32", "fp32 channels last")}
+    seconds = compare(contenders, "inference", INFERENCE["1024"], rounds)
+    for contender in contenders.values():
+        contender.stop()
+    return seconds
+
+
+def growth(contender: Contender, rounds: int) -> dict[str, float]:
+    """Median seconds a megapixel by the picture's megapixels."""
+    seconds: dict[str, list[float]] = {label: [] for label in GROWTH}
+    for _ in range(rounds):
+        for label, (H, W) in GROWTH.items():
+            contender.ask(("inference", (H, W)))  # computes it once, too, so that its memory is warm
+            told = contender.ask("run")
+            assert isinstance(told, float)
+            seconds[label].append(told / (H * W / 1e6))
+    return {label: statistics.median(times) for label, times in seconds.items()}
+
+
+def accuracy(reference: Contender, contender: Contender, folder: str, sigma: float) -> dict[str, float]:
+    """How far results are from the reference's, in steps of 255, and the difference of PSNR in dB, over a folder of clean pictures."""
+    worst, squares, decibels, count = 0.0, 0.0, [], 0
+    pictures = Pictures(Path(folder))
+    for i in range(len(pictures)):
+        exact, result = (c.ask(("picture", (folder, i, sigma))) for c in (reference, contender))
+        assert isinstance(exact, Tensor)
+        assert isinstance(result, Tensor)
+        clean = pictures.pair(i, sigma).clean
+        worst = max(worst, (result - exact).abs().max().item() * 255)
+        squares, count = squares + ((result - exact) * 255).square().double().sum().item(), count + exact.numel()
+        decibels.append(metrics.psnr(metrics.to_8bit(result), clean) - metrics.psnr(metrics.to_8bit(exact), clean))
+    return {"largest": worst, "rms": math.sqrt(squares / count), "psnr": statistics.mean(decibels), "pictures": len(pictures)}
+
+
 def limits(threads: int) -> dict[str, float]:
     """What the machine can do, measured here: products in GFLOP/s, memory in GB/s."""
     torch.set_num_threads(threads)
@@ -213,7 +283,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--only", nargs="*", default=[*INFERENCE, *TRAINING], help="sizes: " + ", ".join([*INFERENCE, *TRAINING]))
+    parser.add_argument("folder", nargs="?", help="clean pictures, CBSD68's, to measure accuracy on")
+    parser.add_argument("--only", nargs="*", default=PARTS, choices=PARTS, metavar="PART", help="some of: " + ", ".join(PARTS))
     chosen = parser.parse_args()
 
     fast = hardware.fast_dtype(torch.device("cpu"))
@@ -221,10 +292,9 @@ def main() -> None:
     names = list(dict.fromkeys([ours, "clearfold float32", "fp32", "fp32 channels last", "bf16", "autocast"]))
     machine = limits(chosen.threads)
     contenders = {name: Contender(name, chosen.threads) for name in names}
-    contenders["clearfold products"] = Contender(
-        f"clearfold {str(fast).removeprefix('torch.')}", chosen.threads, {"CLEARFOLD_KERNEL": "none"}
-    )
-    found: dict[str, dict[str, dict[str, float]]] = {"inference": {}, "training": {}}
+    contenders["clearfold products"] = Contender(ours, chosen.threads, {"CLEARFOLD_KERNEL": "none"})
+    found: dict[str, dict[str, dict[str, float]]] = {part: {} for part in ("inference", "training", "sets", "growth", "accuracy")}
+    found["machine"] = {"limits": {name: round(value) for name, value in machine.items()}}
     out = Console(stderr=chosen.json, width=160)
     out.print(
         f"{chosen.threads} threads; kernels: {', '.join(kernels.available()) or 'none'} ({kernels.why()}); torch's products: "
@@ -248,11 +318,36 @@ def main() -> None:
             row["gflops"] = work * pixels * (3 if what == "training" else 1) / own
             found[what][label] = {name: round(value, 4) for name, value in row.items()}
             table.add_row(label, *(f"{seconds[n]:.3f} ({seconds[n] / own:.2f})" if n in seconds else "–" for n in contenders))
+        if table.row_count:
+            out.print(table)
+    if "sets" in chosen.only:
+        table = Table("float32 by", "this engine", "torch.nn", "channels last", title="inference, 1024: seconds (times as long)")
+        for name in SETS.keys() & kernels.available().keys():
+            seconds = compare_set(name, chosen.threads, chosen.rounds)
+            own, *others = seconds.values()
+            found["sets"][name] = {"vs_fp32": round(min(others) / own, 4), "seconds": round(own, 4)}
+            table.add_row(name, f"{own:.3f}", *(f"{told:.3f} ({told / own:.2f})" for told in others))
+        out.print(table)
+    if "growth" in chosen.only:
+        times = growth(contenders[ours], min(3, chosen.rounds))
+        found["growth"][ours] = {label: round(told, 4) for label, told in times.items()}
+        found["growth"][ours]["ratio"] = round(times["24"] / times["1"], 4)
+        table = Table("megapixels", "seconds a megapixel", "of the first's", title=f"growth of time, {ours}")
+        for label, told in times.items():
+            table.add_row(label, f"{told:.4f}", f"{told / times['1']:.3f}")
+        out.print(table)
+    if "accuracy" in chosen.only and chosen.folder:
+        table = Table("σ", "", "largest", "root mean square", "PSNR", title="accuracy: what differs from float32, of 255 and in dB")
+        for sigma in ACCURACY:
+            for name in (ours, "clearfold products"):
+                told = accuracy(contenders["clearfold float32"], contenders[name], chosen.folder, sigma)
+                found["accuracy"][f"{name}, {sigma:.0f}"] = {key: round(value, 4) for key, value in told.items()}
+                table.add_row(f"{sigma:.0f}", name, f"{told['largest']:.2f}", f"{told['rms']:.3f}", f"{told['psnr']:+.4f}")
         out.print(table)
     for contender in contenders.values():
-        contender.turns.send(None)
+        contender.stop()
     if chosen.json:
-        print(json.dumps(found))
+        print(json.dumps({part: rows for part, rows in found.items() if rows}))
 
 
 if __name__ == "__main__":
