@@ -47,15 +47,18 @@ def main() -> None:
     try:
         cli()
     except Exception as error:
+        from app import together
         from app.access import AccessError
         from app.errors import Problem
         from core import DataError, DeviceError, ImageError, KernelError, WeightsError
+        from core.ranks import Elsewhere, Lost
         from core.trainer import TrainingError
 
-        mistakes = (DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, OSError)
-        if not isinstance(error, mistakes):
+        mistakes = (DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, OSError, Lost)
+        if not isinstance(error, (*mistakes, Elsewhere)):
             raise
-        _say(str(error))
+        if not isinstance(error, Elsewhere):
+            _say(f"process {together.rank()}: {error}" if together.rank() else str(error))
         sys.exit(1)
 
 
@@ -215,13 +218,15 @@ def train(
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 500,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, patches and noise.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that train together, each with a part of the cores or its own GPU.")] = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
     """Train a denoiser on photographs, or on noisy pictures of your own.
 
-    Ctrl-C saves and stops; the same command with --resume goes on to the very same losses.
+    Ctrl-C saves and stops; the same command with --resume goes on to the very same losses, on any number of processes.
     """
+    from app import together
     from core import trainer, weights
 
     recipe = trainer.Recipe(
@@ -241,8 +246,11 @@ def train(
         device=device,
         dtype=dtype,
     )
+    recipe.divide(nproc)  # before any is started
     step, psnr = steps, "-"  # a run resumed at its end reports nothing
-    with _interrupted() as stop, _bar("{task.fields[told]}") as bar:
+    resume = resume or (together.restarted() and recipe.checkpoint.exists())
+    first = together.rank() == 0
+    with together.ranks(device, nproc) as ranks, _interrupted() as stop, _bar("{task.fields[told]}", shown=first) as bar:
         task = bar.add_task("reading pictures", total=steps, told="")
 
         def report(now: "Training") -> None:
@@ -255,7 +263,9 @@ def train(
             if now.psnr is not None and not bar.console.is_terminal:  # a log has no bar; a line for each measurement tells instead
                 bar.console.print(f"step {now.step} of {steps}  {told}  {now.seconds_left:.0f} s left", highlight=False, soft_wrap=True)
 
-        path = trainer.train(recipe, report, stop, resume)
+        path = trainer.train(recipe, report, stop, resume, ranks)
+    if not first:
+        return
     if step < steps:
         err.print(f"stopped and saved at step {step}: go on with --resume", highlight=False)
         raise typer.Exit(130)
@@ -532,7 +542,7 @@ def _say(mistake: str) -> None:
 
 
 @contextmanager
-def _bar(*more: str) -> Iterator[Progress]:
+def _bar(*more: str, shown: bool = True) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}", markup=False),  # a file's name
         BarColumn(),
@@ -540,7 +550,7 @@ def _bar(*more: str) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, *(TextColumn(text) for text in more), console=err) as bar:
+    with Progress(*columns, *(TextColumn(text) for text in more), console=err, disable=not shown) as bar:
         yield bar
 
 
