@@ -109,7 +109,8 @@ def opened(path: Path | str) -> Image.Image:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if ".clearfold" not in path.parts)  # the ledger
 
 
 def mistakes(said: Said) -> list[str]:
