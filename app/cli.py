@@ -196,8 +196,7 @@ def denoise(
         if engine == "ray":
             from app import cluster
 
-            worker = until_done.enter_context(cluster.joined(how, len(sources)))
-            _say_quietly(f"{' and '.join(path.stem for path in how.weights)} on {worker.told}")
+            worker = cluster.Cluster(how, len(sources), _say_quietly)
         else:
             worker = archive.Plain(how, _load_suitable(model, device, dtype), len(sources))
         stop = until_done.enter_context(_interrupted())
