@@ -102,6 +102,7 @@ class Cluster:
                         again.append(_again(task, task.attempt + 1))
                         continue
                     outcome = Outcome(task, error=f"{ATTEMPTS} workers ended while they were at it ({str(died).splitlines()[0]})")
+                    task.part.unlink(missing_ok=True)
                 for attempt in range(task.attempt):
                     _again(task, attempt).part.unlink(missing_ok=True)
                 yield outcome
