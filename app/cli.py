@@ -273,7 +273,7 @@ def train(
     step, psnr = steps, "-"  # a run resumed at its end reports nothing
     resume = resume or (together.restarted() and recipe.checkpoint.exists())
     first = together.rank() == 0
-    with together.ranks(device, nproc) as ranks, _interrupted() as stop, _bar("{task.fields[told]}", shown=first) as bar:
+    with together.ranks(recipe, nproc) as ranks, _interrupted() as stop, _bar("{task.fields[told]}", shown=first) as bar:
         task = bar.add_task("reading pictures", total=steps, told="")
 
         def report(now: "Training") -> None:

@@ -1,9 +1,11 @@
 """The processes that train together: starts them on this machine, or joins those that a launcher such as `torchrun` started.
 
-The process that was asked for several is rank 0 and starts the others with its own command line. Their standard input is a pipe from it:
-one whose pipe ends has lost its parent, and ends too.
+The process that was asked for several is rank 0 and starts the others, as `python -m app.together`. Their standard input is a pipe from it,
+with the recipe in a line; one whose pipe ends has lost its parent, and ends too.
 """
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,15 +13,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
     from core.ranks import Alone
+    from core.trainer import Recipe
 
-STORE = "CLEARFOLD_STORE"
-"""The environment's name for where a started process finds rank 0, as HOST:PORT."""
 GRACE_SECONDS = 5.0
 """How long a rank has for its own words when another ended."""
 
@@ -34,23 +36,18 @@ def _size() -> int:
 
 
 @contextmanager
-def ranks(device: str, processes: int) -> "Iterator[Alone]":
+def ranks(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
     """Those that this process trains with, for as long as the block runs. Raises TrainingError, DeviceError or Lost."""
-    from core.ranks import ALONE
+    from core.ranks import ALONE, Ranks
+    from core.trainer import TrainingError
 
-    if STORE in os.environ:
-        with _started(device) as joined:
-            yield joined
-    elif _size() > 1:
-        from core.ranks import Ranks
-        from core.trainer import TrainingError
-
+    if _size() > 1:
         if processes > 1:
             raise TrainingError(f"nproc (={processes}) is for a command that starts by itself: a launcher has started {_size()} processes")
-        with Ranks.joined(_device(device), rank(), _size()) as joined:
+        with Ranks.joined(_device(recipe.device), rank(), _size()) as joined:
             yield joined
     elif processes > 1:
-        with _starting(device, processes) as joined:
+        with _starting(recipe, processes) as joined:
             yield joined
     else:
         yield ALONE
@@ -72,46 +69,26 @@ def _device(device: str) -> "torch.device":
 
 
 @contextmanager
-def _started(device: str) -> "Iterator[Alone]":
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    from core.ranks import Ranks
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    host, port = os.environ[STORE].rsplit(":", 1)
-    with Ranks.joined(_device(device), rank(), _size(), TCPStore(host, int(port), is_master=False)) as joined:
-        yield joined
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    time.sleep(GRACE_SECONDS)  # a lost connection is told in words meanwhile
-    os._exit(1)
-
-
-@contextmanager
-def _starting(device: str, processes: int) -> "Iterator[Alone]":
+def _starting(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from core import hardware
     from core.ranks import Ranks
 
-    taken = _device(device)
+    taken = _device(recipe.device)
     threads = max(1, hardware.threads() // processes)
     hardware.compute_on(threads)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = []
     for number in range(1, processes):
-        environment = os.environ | {
-            STORE: f"127.0.0.1:{store.port}",
-            "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": str(processes),
-            "OMP_NUM_THREADS": str(threads),
-        }
-        command = [sys.executable, "-m", "app.cli", *sys.argv[1:]]
+        told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
+        environment = os.environ | {name: str(value) for name, value in told.items()}
+        command = [sys.executable, "-m", "app.together", str(store.port)]
         # in a session of its own: Ctrl-C is for rank 0, which tells the others
         children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True))
+        assert children[-1].stdin is not None
+        children[-1].stdin.write(json.dumps(dataclasses.asdict(recipe), default=str).encode() + b"\n")
+        children[-1].stdin.flush()
     ending = threading.Event()
     threading.Thread(target=_watch, args=(children, ending), daemon=True).start()
     try:
@@ -138,3 +115,40 @@ def _watch(children: "list[subprocess.Popen[bytes]]", ending: threading.Event) -
             number, status = bad[0]
             print(f"clearfold: process {number} of {len(children) + 1} ended with status {status}: see what it said", file=sys.stderr)
             os._exit(1)
+
+
+def main(port: int) -> None:
+    """A started process: trains as it is told, and says nothing but its own mistakes."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from core import DataError, DeviceError, WeightsError, trainer
+    from core.ranks import Elsewhere, Lost, Ranks
+
+    recipe = _recipe(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        with Ranks.joined(_device(recipe.device), rank(), _size(), TCPStore("127.0.0.1", port, is_master=False)) as joined:
+            trainer.train(recipe, ranks=joined)
+    except Elsewhere:
+        sys.exit(1)
+    except (trainer.TrainingError, DataError, WeightsError, DeviceError, Lost, OSError) as mistake:
+        sys.exit(f"clearfold: process {rank()}: {mistake}")
+
+
+def _recipe(line: bytes) -> "Recipe":
+    from core.trainer import Recipe
+
+    plain = json.loads(line)
+    for name in ("out", "initial", "validation"):
+        plain[name] = plain[name] and Path(plain[name])
+    return Recipe(**plain | {"data": tuple(map(Path, plain["data"])), "sigma": tuple(plain["sigma"])})
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    time.sleep(GRACE_SECONDS)  # a lost connection is told in words meanwhile
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -280,6 +280,7 @@ class _Run:
                 raise self.lost(recipe, "a weight is NaN or infinite")
             weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
             weights.save(recipe.out, {name: value.half() for name, value in average.items()}, self.card(recipe))
+            self.saved = self.step
 
         self.ranks.agree(write)
         self.saved = self.step

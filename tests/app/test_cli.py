@@ -536,7 +536,7 @@ def test_processes_that_train_together_stop_and_go_on_in_another_number(photos: 
 def test_a_killed_process_ends_those_that_train_with_it(photos: Path) -> None:
     child = process("train", "photos", "-o", "m.safetensors", "--steps", "100000", *TINY, "--batch", "2", "--nproc", "2")
     try:
-        wait_for(Path("m.checkpoint").exists, "the first checkpoint")
+        wait_for(Path("m.safetensors").exists, "the first save")
         (other,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         os.kill(int(other), signal.SIGKILL)
         said = ended(child)
