@@ -76,7 +76,8 @@ def _starting(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
     from core.ranks import Ranks
 
     taken = _device(recipe.device)
-    threads = max(1, hardware.threads() // processes)
+    cores = hardware.threads()
+    threads = max(1, cores // processes)
     hardware.compute_on(threads)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = []
@@ -96,6 +97,7 @@ def _starting(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
             yield joined
     finally:
         ending.set()
+        hardware.compute_on(cores)
         for child in children:
             assert child.stdin is not None
             child.stdin.close()
