@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -70,8 +71,6 @@ def _device(device: str) -> "torch.device":
 
 @contextmanager
 def _starting(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     from core import hardware
     from core.ranks import Ranks
 
@@ -79,34 +78,38 @@ def _starting(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
     cores = hardware.threads()
     threads = max(1, cores // processes)
     hardware.compute_on(threads)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children = []
-    for number in range(1, processes):
-        told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
-        environment = os.environ | {name: str(value) for name, value in told.items()}
-        command = [sys.executable, "-m", "app.together", str(store.port)]
-        # in a session of its own: Ctrl-C is for rank 0, which tells the others
-        children.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True))
-        assert children[-1].stdin is not None
-        children[-1].stdin.write(json.dumps(dataclasses.asdict(recipe), default=str).encode() + b"\n")
-        children[-1].stdin.flush()
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # these processes talk to nobody outside
+    children: list[subprocess.Popen[bytes]] = []
     ending = threading.Event()
-    threading.Thread(target=_watch, args=(children, ending), daemon=True).start()
-    try:
-        with Ranks.joined(taken, 0, processes, store) as joined:
-            yield joined
-    finally:
-        ending.set()
-        hardware.compute_on(cores)
-        for child in children:
-            assert child.stdin is not None
-            child.stdin.close()
-        for child in children:
-            try:
-                child.wait(2 * GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder) / "meeting"
+        try:
+            for number in range(1, processes):
+                told = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "OMP_NUM_THREADS": threads}
+                environment = os.environ | {name: str(value) for name, value in told.items()}
+                command = [sys.executable, "-m", "app.together", str(meeting)]
+                # in a session of its own: Ctrl-C is for rank 0, which tells the others
+                child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+                children.append(child)
+                assert child.stdin is not None
+                child.stdin.write(json.dumps(dataclasses.asdict(recipe), default=str).encode() + b"\n")
+                child.stdin.flush()
+            threading.Thread(target=_watch, args=(children, ending), daemon=True).start()
+            with Ranks.joined(taken, 0, processes, meeting) as joined:
+                yield joined
+        finally:
+            ending.set()
+            hardware.compute_on(cores)
+            for child in children:
+                assert child.stdin is not None
+                child.stdin.close()
+            for child in children:
+                try:
+                    child.wait(2 * GRACE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
 
 
 def _watch(children: "list[subprocess.Popen[bytes]]", ending: threading.Event) -> None:
@@ -119,17 +122,15 @@ def _watch(children: "list[subprocess.Popen[bytes]]", ending: threading.Event) -
             os._exit(1)
 
 
-def main(port: int) -> None:
+def main(meeting: Path) -> None:
     """A started process: trains as it is told, and says nothing but its own mistakes."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     from core import DataError, DeviceError, WeightsError, trainer
     from core.ranks import Elsewhere, Lost, Ranks
 
     recipe = _recipe(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        with Ranks.joined(_device(recipe.device), rank(), _size(), TCPStore("127.0.0.1", port, is_master=False)) as joined:
+        with Ranks.joined(_device(recipe.device), rank(), _size(), meeting) as joined:
             trainer.train(recipe, ranks=joined)
     except Elsewhere:
         sys.exit(1)
@@ -153,4 +154,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(Path(sys.argv[1]))

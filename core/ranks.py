@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
 from core.nn import Module, Parameter, Rule
 
@@ -112,16 +112,19 @@ class Ranks(Alone):
 
     @classmethod
     @contextmanager
-    def joined(cls, device: torch.device, rank: int, size: int, store: distributed_c10d.Store | None = None) -> Iterator[Ranks]:
+    def joined(cls, device: torch.device, rank: int, size: int, meeting: Path | None = None) -> Iterator[Ranks]:
         """The group, for as long as the block runs. Raises Lost if the ranks don't come together.
 
-        store: where they find each other; None is the address in MASTER_ADDR and MASTER_PORT, which launchers such as `torchrun` set.
+        meeting: a file, not there yet, by which those of one machine find each other; None: they do at MASTER_ADDR and MASTER_PORT, which
+        launchers such as `torchrun` set.
         """
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         with _reached():
-            dist.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=timedelta(seconds=PATIENCE_SECONDS))
+            where = "env://" if meeting is None else f"file://{meeting.absolute()}"
+            patience = timedelta(seconds=PATIENCE_SECONDS)
+            dist.init_process_group(backend, where, rank=rank, world_size=size, timeout=patience)
         try:
             yield cls(device)
         finally:

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.multiprocessing import get_context
 
 from core import trainer
@@ -37,7 +36,7 @@ def run(rank: int, size: int, folder: Path, recipe: Recipe) -> None:
     if size == 1:
         trainer.train(recipe, report, ranks=ALONE)
     else:
-        with Ranks.joined(torch.device("cpu"), rank, size, dist.FileStore(str(folder / "store"), size)) as joined:
+        with Ranks.joined(torch.device("cpu"), rank, size, folder / "meeting") as joined:
             trainer.train(recipe, report, ranks=joined)
     steps = [b - a for a, b in itertools.pairwise(ends[2:-1])]  # the first warm up, the last measures
     (folder / f"{size}-{rank}.json").write_text(json.dumps({"losses": losses, "seconds": statistics.median(steps)}))

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing import get_context
@@ -34,9 +33,9 @@ def serve(turns: Connection, rank: int) -> None:
     trainer.unet = small
     networks.ARCHITECTURES["unet"] = small
     while (message := turns.recv()) is not None:
-        name, store, arguments = message
+        name, meeting, arguments = message
         try:
-            with Ranks.joined(torch.device("cpu"), rank, SIZE, dist.FileStore(store, SIZE)) as joined:
+            with Ranks.joined(torch.device("cpu"), rank, SIZE, Path(meeting)) as joined:
                 turns.send(globals()[name](joined, *arguments))
         except Exception as error:
             turns.send(f"{type(error).__name__}: {error}")
