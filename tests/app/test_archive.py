@@ -1,6 +1,7 @@
 """Many pictures into a folder: what is done again and what is not, what is written over nothing, and what is left by whoever is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,21 +216,26 @@ def test_large_pictures_wait_for_each_other_and_one_too_large_comes_in_alone() -
     assert inside == [1000]
 
 
-def test_killed_at_any_moment_a_run_is_ended_by_the_next(pictures: Path, tmp_path: Path, model: Path) -> None:
+def test_stopped_and_killed_at_any_moment_a_run_is_ended_by_the_next(pictures: Path, tmp_path: Path, model: Path) -> None:
     for seed in range(30):
         noise(300, 200, seed=seed).save(pictures / f"{seed}.png")
     command = [sys.executable, "-m", "app.cli", "denoise", "in", "-o", "out", "--model", str(model), "--sigma", "20", "--dtype", "float32"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list((tmp_path / "out").glob("*.png"))) > 3, "some answers")
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        before = len(list((tmp_path / "out").glob("*.png")))
+        wait_for(lambda before=before: len(list((tmp_path / "out").glob("*.png"))) > before + 3, "some answers")  # type: ignore[misc]
+        child.send_signal(number)
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == status
+        assert "Traceback" not in said
+        if number == signal.SIGINT:
+            assert re.search(r"^stopped with \d+ of 34 left: the same command goes on$", said, re.MULTILINE)
+            assert not list((tmp_path / "out").rglob("*.part"))
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert left(tmp_path / "out") == left(pictures)
     for name in left(pictures):
         with Image.open(tmp_path / "out" / name) as made:
             made.load()
-    assert (
-        "were there already" in subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120).stderr
-    )
+    assert re.search(r"^\d+ of 34 were there already$", ended.stderr, re.MULTILINE)
