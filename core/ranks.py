@@ -215,14 +215,16 @@ class Ranks(Alone):
 
     def _send(self, values: Mapping[str, Tensor], owners: Mapping[str, int]) -> None:
         """Every value from who owns it to all others, in place."""
-        works: list[tuple[Tensor, list[Tensor], dist.Work | None]] = []
+        works: list[tuple[int, Tensor, list[Tensor], dist.Work | None]] = []
         for owner in sorted({owners[name] for name in values}):
             those = [value for name, value in values.items() if owners[name] == owner]
             flat = torch.cat([value.flatten() for value in those])
-            works.append((flat, those, dist.broadcast(flat, owner, async_op=True)))
-        for flat, those, work in works:
+            works.append((owner, flat, those, dist.broadcast(flat, owner, async_op=True)))
+        for owner, flat, those, work in works:
             assert work is not None
             work.wait()
+            if owner == self.rank:
+                continue
             for value, new in zip(those, torch.split(flat, [value.numel() for value in those]), strict=True):
                 value.copy_(new.view_as(value))
 
