@@ -3,14 +3,13 @@
 `core` is imported inside the commands: it brings torch, and `--help` should not wait for that.
 """
 
-import io
 import json
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from core import Auto, Denoiser, Picture, images
+    from core import Auto, Denoiser
     from core.reproduce import Epoch
     from core.trainer import Progress as Training
 
@@ -47,15 +46,18 @@ def main() -> None:
     try:
         cli()
     except Exception as error:
+        from app import together
         from app.access import AccessError
         from app.errors import Problem
         from core import DataError, DeviceError, ImageError, KernelError, WeightsError
+        from core.ranks import Elsewhere, Lost
         from core.trainer import TrainingError
 
-        mistakes = (DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, OSError)
-        if not isinstance(error, mistakes):
+        mistakes = (DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, OSError, Lost)
+        if not isinstance(error, (*mistakes, Elsewhere)):
             raise
-        _say(str(error))
+        if not isinstance(error, Elsewhere):
+            _say(f"process {together.rank()}: {error}" if together.rank() else str(error))
         sys.exit(1)
 
 
@@ -146,16 +148,31 @@ def denoise(
     model: ModelOption = None,
     format: Annotated[str | None, typer.Option(help="Format to write, as png or jpeg; else the picture's own.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.")] = None,
+    engine: Annotated[
+        Literal["plain", "ray"] | None,
+        typer.Option(
+            help="Who does the work: plain is this machine, ray a Ray cluster. Where it is named, the last path is the folder to write to.",
+            show_default="plain",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Remove the noise from pictures. A bad file is named and passed over; the exit status is then 1."""
-    from core import DataError, ImageError, data, images
+    """Remove the noise from pictures. A bad file is named and passed over; the exit status is then 1.
+
+    A folder that is written to keeps a ledger: the same command once more does only what is missing, or has changed.
+    """
+    from app import archive
+    from core import DataError, data, images
 
     level = _level(sigma)
+    if engine is not None and output is None and len(paths) > 1:
+        *paths, output = paths
+    if engine == "ray" and output is None:
+        raise typer.BadParameter("ray writes to a folder that all machines see: name it behind the pictures", param_hint="--engine")
     to_file = output is not None and bool(output.suffix) and not output.is_dir() and len(paths) == 1 and not paths[0].is_dir()
     form = _format(format or (output.suffix[1:] if output is not None and to_file else None))
-    jobs: list[tuple[Path, Path]] = []
+    sources: list[archive.Source] = []
     failed: list[str] = []
     for given in paths:
         try:
@@ -167,31 +184,40 @@ def denoise(
             found = [given]
         if not found:
             failed.append(f"{given} holds no picture")
-        jobs += [(path, given if given.is_dir() else path.parent) for path in found]
-    denoiser = _load_suitable(model, device, dtype)
-    taken = {path.resolve() for path, _ in jobs}  # never written over: what is read, and what was just written
-    with _bar() as bar:
-        task = bar.add_task("denoising", total=len(jobs))
-        for path, root in jobs:
-            bar.update(task, description=path.name)
-            try:
-                stack = images.open(path.read_bytes())
-                made = io.BytesIO()
-                frames = _denoised(stack, denoiser, level, strength, path.name)
-                images.write_all(frames, made, form or stack.format, stack.count, quality, stack.loop)
-                target = output if output and to_file else _target(path, root, output, images.FORMATS[form or stack.format].suffixes)
-                if target.resolve() in taken:
-                    raise OSError(f"not written over {target}: choose another --output")
-                taken.add(target.resolve())
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(made.getvalue())
-            except (ImageError, OSError) as error:
-                failed.append(f"{path}: {error}")
-            bar.advance(task)
-        bar.update(task, description="done")
-    for line in failed:
+        sources += [archive.Source(path, given if given.is_dir() else path.parent) for path in found]
+    how = archive.How(tuple(_suitable(model)), device, dtype, level, strength, form, quality)
+
+    def target(source: archive.Source, made: str) -> Path:
+        return output if output and to_file else _target(source.path, source.root, output, images.FORMATS[made].suffixes)
+
+    with ExitStack() as until_done:
+        ledger = None if output is None or to_file else until_done.enter_context(archive.Ledger.of(output))
+        worker: archive.Engine
+        if engine == "ray":
+            from app import cluster
+
+            worker = cluster.Cluster(how, len(sources), _say_quietly)
+        else:
+            worker = archive.Plain(how, _load_suitable(model, device, dtype), len(sources))
+        stop = until_done.enter_context(_interrupted())
+        bar = until_done.enter_context(_bar())
+        task = bar.add_task("denoising", total=len(sources))
+
+        def report(told: archive.Told, source: archive.Source, reason: str) -> None:
+            if reason:
+                _say_quietly(f"{source.path.name}: {reason}")
+            bar.update(task, completed=told.done + told.already + len(told.failed), description=source.path.name)
+
+        told = archive.run(sources, how, worker, target, ledger, report, stop)
+        bar.update(task, description="stopped" if stop() else "done")
+    for line in [*failed, *(told.failed[number] for number in sorted(told.failed))]:
         _say(line)
-    if failed:
+    if told.already:
+        _say_quietly(f"{told.already} of {told.total} were there already")
+    if stop() and (left := told.total - told.done - told.already - len(told.failed)):
+        err.print(f"stopped with {left} of {told.total} left: the same command goes on", highlight=False)
+        raise typer.Exit(130)
+    if failed or told.failed:
         raise typer.Exit(1)
 
 
@@ -215,13 +241,15 @@ def train(
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two measurements.")] = 500,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, patches and noise.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint beside the output.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that train together, each with a part of the cores or its own GPU.")] = 1,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
     """Train a denoiser on photographs, or on noisy pictures of your own.
 
-    Ctrl-C saves and stops; the same command with --resume goes on to the very same losses.
+    Ctrl-C saves and stops; the same command with --resume goes on to the very same losses, on any number of processes.
     """
+    from app import together
     from core import trainer, weights
 
     recipe = trainer.Recipe(
@@ -241,8 +269,11 @@ def train(
         device=device,
         dtype=dtype,
     )
+    recipe.divide(nproc)  # before any is started
     step, psnr = steps, "-"  # a run resumed at its end reports nothing
-    with _interrupted() as stop, _bar("{task.fields[told]}") as bar:
+    resume = resume or (together.restarted() and recipe.checkpoint.exists())
+    first = together.rank() == 0
+    with together.ranks(recipe, nproc) as ranks, _interrupted() as stop, _bar("{task.fields[told]}", shown=first) as bar:
         task = bar.add_task("reading pictures", total=steps, told="")
 
         def report(now: "Training") -> None:
@@ -255,7 +286,9 @@ def train(
             if now.psnr is not None and not bar.console.is_terminal:  # a log has no bar; a line for each measurement tells instead
                 bar.console.print(f"step {now.step} of {steps}  {told}  {now.seconds_left:.0f} s left", highlight=False, soft_wrap=True)
 
-        path = trainer.train(recipe, report, stop, resume)
+        path = trainer.train(recipe, report, stop, resume, ranks)
+    if not first:
+        return
     if step < steps:
         err.print(f"stopped and saved at step {step}: go on with --resume", highlight=False)
         raise typer.Exit(130)
@@ -446,14 +479,22 @@ def _weights(model: str | None) -> Path:
     return settings.models_dir / f"{name}.safetensors"
 
 
-def _load_suitable(model: str | None, device: str, dtype: str) -> "Denoiser | Auto":
+def _suitable(model: str | None) -> list[Path]:
     """The model that is named; or, with `auto` or no name and no default, both that there are to choose from for each picture."""
-    from core import AUTO, Auto, choice
+    from core import AUTO, choice
 
     there = {path.stem for path in _shelf()}
     if (model == AUTO or (model is None and _settings().default_model is None)) and there >= {choice.WHITE, choice.CAMERA}:
-        return Auto({name: _load(name, device, dtype) for name in (choice.WHITE, choice.CAMERA)}, choice.WHITE)
-    return _load(None if model == AUTO else model, device, dtype)
+        return [_weights(name) for name in (choice.WHITE, choice.CAMERA)]
+    return [_weights(None if model == AUTO else model)]
+
+
+def _load_suitable(model: str | None, device: str, dtype: str) -> "Denoiser | Auto":
+    from core import Auto
+
+    denoisers = {path.stem: _load(str(path), device, dtype) for path in _suitable(model)}
+    first = next(iter(denoisers))
+    return denoisers[first] if len(denoisers) == 1 else Auto(denoisers, first)
 
 
 def _load(model: str | None, device: str, dtype: str) -> "Denoiser":
@@ -470,23 +511,11 @@ def _say_taken(denoiser: "Denoiser") -> None:
     hardware.keep_freed_memory()  # every command that loads a model goes on to use it
     dtype = str(denoiser.dtype).removeprefix("torch.")
     slow = "" if denoiser.device.type != "cpu" or kernels.available() or kernels.forced() != "auto" else f"; {kernels.why()}"
-    err.print(f"{denoiser.name} on {denoiser.device} in {dtype}{slow}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    _say_quietly(f"{denoiser.name} on {denoiser.device} in {dtype}{slow}")
 
 
-def _denoised(stack: "images.Stack", denoiser: "Denoiser | Auto", level: float | None, strength: float, name: str) -> Iterator["Picture"]:
-    """Every frame, as it is asked for. All of an animation have the model and the level of its first, or it would flicker."""
-    from core import Auto
-
-    chosen: Denoiser | None = None
-    for noisy in stack.frames(lambda: True):
-        seen = noisy.visible()
-        part = noisy.opaque(seen)
-        if chosen is None or stack.format == "tiff":
-            chosen, reason = denoiser.take(part) if isinstance(denoiser, Auto) else (denoiser, "")
-            used = chosen.estimate(part) if level is None and not chosen.blind else level
-            if reason:
-                err.print(f"{name}: {chosen.name}, {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
-        yield noisy if used == 0 or strength == 0 else noisy.denoised(chosen(seen, used, strength))
+def _say_quietly(words: str) -> None:
+    err.print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _level(sigma: str) -> float | None:
@@ -532,7 +561,7 @@ def _say(mistake: str) -> None:
 
 
 @contextmanager
-def _bar(*more: str) -> Iterator[Progress]:
+def _bar(*more: str, shown: bool = True) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}", markup=False),  # a file's name
         BarColumn(),
@@ -540,7 +569,7 @@ def _bar(*more: str) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, *(TextColumn(text) for text in more), console=err) as bar:
+    with Progress(*columns, *(TextColumn(text) for text in more), console=err, disable=not shown) as bar:
         yield bar
 
 

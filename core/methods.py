@@ -66,8 +66,8 @@ class Source(Protocol):
     margin: float
     """By how many dB a figure must be above another to be called better."""
 
-    def batches(self, first: int, denoise: Denoise) -> Iterator[Batch]:
-        """Those of step `first` and on, each told by its step alone. `denoise`: the network as it is by then."""
+    def batches(self, first: int, denoise: Denoise, share: slice) -> Iterator[Batch]:
+        """That share of those of step `first` and on, each told by its step alone. `denoise`: the network as it is by then."""
         ...
 
     def measure(self, denoise: Denoise) -> float:
@@ -359,9 +359,9 @@ class Pairs:
             else ("The two shots' noise must be independent and nothing may have moved between them; neither can be seen in the pictures.")
         )
 
-    def batches(self, first: int, denoise: Denoise) -> Iterator[Batch]:
+    def batches(self, first: int, denoise: Denoise, share: slice = slice(None)) -> Iterator[Batch]:
         for step in range(first, self.steps):
-            drawn = list(self._cuts.draw(self.size, data.generator_of(self.seed, step)))
+            drawn = list(self._cuts.draw(self.size, data.generator_of(self.seed, step)))[share]
 
             def cut(pictures: Sequence[Tensor], drawn: list[tuple[int, float, float, int]] = drawn) -> Tensor:
                 return torch.stack([_turned(self._cuts.cut(pictures[i], v, u), turn, self._turns) for i, v, u, turn in drawn]).float()
@@ -443,15 +443,15 @@ class Neighbours:
         along = (size, h, 1) if self.apart.down else (size, 1, w)
         return 2 * torch.randint(2, (size, h, w), generator=generator) + torch.randint(2, along, generator=generator)
 
-    def batches(self, first: int, denoise: Denoise) -> Iterator[Batch]:
+    def batches(self, first: int, denoise: Denoise, share: slice = slice(None)) -> Iterator[Batch]:
         s, P = self.apart.step, self.patch
         for step in range(first, self.steps):
             generator = data.generator_of(self.seed, step)
-            drawn = list(self._cuts.draw(self.size, generator))
+            drawn = list(self._cuts.draw(self.size, generator))[share]
             cuts = [_turned(self._cuts.cut(self._inputs.pictures[i], v, u), turn, self.apart.turns) for i, v, u, turn in drawn]
             whole = torch.stack(cuts).float()
             levels = torch.tensor([self._inputs.level(i) for i, *_ in drawn]).view(-1, 1, 1, 1)
-            chosen = self._choose(self.size, P, P, generator)
+            chosen = self._choose(self.size, P, P, generator)[share]
             y, x = torch.randint(s, (2,), generator=generator).tolist()
             one, other = self.halves(whole, chosen, (y, x))
             weight = REGULAR * (min(1.0, 2 * step / self.steps) if self.ramp else 1.0)

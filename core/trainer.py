@@ -3,6 +3,7 @@
 One step is five verbs: take a batch, forward, loss, backward, train. All a run's choices are one `Recipe`; what it tells while it goes is
 one `Progress` after each step, and it stops when `stop` says so. A run is resumed to the very same losses, because a batch is told by
 (seed, step) and the checkpoint holds everything else. What is learned from, clean pictures or others, is a source: see `core.methods`.
+Several processes may do a run together, each with its share of every batch: see `core.ranks`. It is the same run, however many they are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from torch import Tensor
 from core import data, hardware, methods, metrics, noise, weights
 from core.networks import MULTIPLE, correct, multiply_adds, unet
 from core.nn import L1, Module, Muon, Tape, clip
+from core.ranks import ALONE, Alone, Failed, Lost
+
+ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
+"""What of a recipe may differ where, or when, the same run goes on."""
 
 
 class TrainingError(RuntimeError):
@@ -77,6 +82,12 @@ class Recipe:
         if self.out.suffix != ".safetensors" or self.out.is_dir():
             raise TrainingError(f"out (={self.out}) must be a file that ends in .safetensors: try model.safetensors")
 
+    def divide(self, processes: int) -> None:
+        """Raises TrainingError unless so many can have equal shares of a batch."""
+        if self.batch % processes:
+            right = -(-self.batch // processes) * processes
+            raise TrainingError(f"batch (={self.batch}) must be divisible by the number of processes (={processes}): try {right}")
+
     @property
     def checkpoint(self) -> Path:
         return self.out.with_suffix(".checkpoint")
@@ -109,88 +120,119 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    ranks: Alone = ALONE,
 ) -> Path:
-    """Trains to the recipe's last step, or until `stop`, and writes the averaged weights with their card to `recipe.out`.
+    """Trains to the recipe's last step, or until `stop` of any rank, and writes the averaged weights with their card to `recipe.out`.
 
     Returns that path. Raises TrainingError, DataError, WeightsError or DeviceError; a loss that is not finite raises TrainingError and
-    leaves the weights and the checkpoint of before.
+    leaves the weights and the checkpoint of before. `ranks`: who trains together. Rank 0 alone measures, writes, and says whether and from
+    which checkpoint to resume.
     """
     hardware.keep_freed_memory()
-    device = hardware.take(recipe.device)
+    device = ranks.device or hardware.take(recipe.device)
     factors = hardware.take_dtype(recipe.dtype, device)
     dtype = hardware.activations(factors, device)
-    source = _source(recipe)
-    parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
-    judge = _Judge(source, parent)
-    run = _Run.resumed(recipe, judge, device) if resume else _Run.started(recipe, judge, device)
-    run.network.multiply_in(factors, dtype)
-    loss = source.loss
+    run: _Run | None = None
+    try:
+        ranks.agree(lambda: recipe.divide(ranks.size))
+        source = ranks.agree(lambda: _source(recipe))
+        _same(ranks, recipe)
+        resume = ranks.told(str(resume))[0] == "True"
+        parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
+        judge = _Judge(source, parent)
+        run = _Run.resumed(recipe, judge, device, ranks) if resume else _Run.started(recipe, judge, device, ranks)
+        run.network.multiply_in(factors, dtype)
+        _train(run, recipe, source, factors, dtype, report, stop)
+    except Failed as told:
+        raise TrainingError(str(told)) from told
+    except Lost as gone:
+        kept = f"go on from step {run.saved} with --resume" if run and run.saved else "start anew: nothing was saved yet"
+        raise TrainingError(f"{gone}: see what it said, then {kept}") from gone
+    return recipe.out
+
+
+def _train(
+    run: _Run,
+    recipe: Recipe,
+    source: methods.Source,
+    factors: torch.dtype,
+    dtype: torch.dtype,
+    report: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> None:
+    loss, ranks = source.loss, run.ranks
     started, first = time.monotonic(), run.step
     saved = started
 
-    for noisy, target, sigma in source.batches(run.step, _denoise(run.network)):
-        noisy, target, sigma = noisy.to(device), target.to(device), sigma.to(device)
+    for noisy, target, sigma in source.batches(run.step, _denoise(run.network), ranks.share(recipe.batch)):
+        noisy, target, sigma = noisy.to(run.device), target.to(run.device), sigma.to(run.device)
         tape: Tape = []
         denoised = correct(run.network, noisy, sigma, tape)
         value = loss.forward(denoised, target).item()
+        run.network.derive(loss.backward(denoised, target).to(dtype), tape)
+        value = ranks.mean(value)
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
-        run.network.derive(loss.backward(denoised, target).to(dtype), tape)
         run.update(recipe)
 
-        ended = run.step == recipe.steps or stop()
-        psnr = sample = None
-        if ended or run.step % recipe.evaluate_every == 0:
-            psnr, sample = run.evaluate(factors)
+        ended = ranks.any(run.step == recipe.steps or stop())
+        measured = ended or run.step % recipe.evaluate_every == 0
+        psnr, sample = run.evaluate(factors) if measured else (None, None)
         now = time.monotonic()
         pace = (now - started) / (run.step - first)
         left = pace * (recipe.steps - run.step)
         # Told before it is saved: who is killed in between measures once more, and tells the same, but never leaves out a measurement.
         report(Progress(run.step, recipe.steps, value, psnr, recipe.batch * recipe.patch**2 / pace, left, sample))
-        if psnr is not None or now - saved > recipe.checkpoint_seconds:
+        if ranks.any(measured or now - saved > recipe.checkpoint_seconds):
             run.save(recipe)
             saved = now
         if ended:
             break
-    return recipe.out
+
+
+def _same(ranks: Alone, recipe: Recipe) -> None:
+    """Raises TrainingError unless all ranks follow one recipe and see the same pictures."""
+    plain = {name: value for name, value in _plain(recipe).items() if name not in ELSEWHERE}
+    if ranks.size > 1:
+        plain["pictures"] = [[path.name, path.stat().st_size] for path in data.find(recipe.data)]
+    for rank, words in enumerate(ranks.told(json.dumps(plain))):
+        theirs = json.loads(words)
+        for name in plain:
+            if plain[name] != theirs[name]:
+                how = "are not those" if name == "pictures" else f"(={plain[name]}) differs from that (={theirs[name]})"
+                raise TrainingError(f"{name} {how} of process {rank} of {ranks.size}: start all with the same")
 
 
 class _Run:
     """All that changes while training: step, weights, their moving average, the optimiser's means."""
 
-    def __init__(self, network: Module, judge: _Judge, device: torch.device) -> None:
-        self.network, self.judge = network.to(device), judge
+    def __init__(self, network: Module, judge: _Judge, device: torch.device, ranks: Alone) -> None:
+        self.network, self.judge, self.device, self.ranks = network.to(device), judge, device, ranks
+        ranks.watch(network)
         self.average = {p.name: p.value.clone() for p in network.param()}
         self.rule = Muon(multiply_in=hardware.fast_dtype(device))
         self.step = self.saved = 0
         self.psnr: dict[str, float] = {}
 
     @classmethod
-    def started(cls, recipe: Recipe, judge: _Judge, device: torch.device) -> _Run:
+    def started(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
         if recipe.initial is not None:
-            return cls(weights.load(recipe.initial)[0], judge, device)
-        return cls(unet(torch.Generator().manual_seed(recipe.seed)), judge, device)
+            return cls(weights.load(recipe.initial)[0], judge, device, ranks)
+        return cls(unet(torch.Generator().manual_seed(recipe.seed)), judge, device, ranks)
 
     @classmethod
-    def resumed(cls, recipe: Recipe, judge: _Judge, device: torch.device) -> _Run:
-        if not recipe.checkpoint.exists():
-            raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
-        tensors, metadata = weights.read(recipe.checkpoint)
-        kept, asked = json.loads(metadata["recipe"]), _plain(recipe)
-        free = {"data", "out", "validation", "initial", "checkpoint_seconds", "device", "steps"}  # a run may be made longer or shorter
-        for name in kept.keys() - free:
-            if kept[name] != asked[name]:
-                raise TrainingError(
-                    f"{name} (={asked[name]}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew"
-                )
+    def resumed(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
+        kept, step = ranks.agree(lambda: _kept(recipe) if ranks.rank == 0 else ({}, 0))
+        tensors = ranks.gathered({name: value.to(device) for name, value in kept.items()})  # rank 0 alone has any
+        step = int(ranks.told(str(step))[0])
 
         def part(kind: str) -> dict[str, Tensor]:
-            return {name.removeprefix(kind): value.to(device) for name, value in tensors.items() if name.startswith(kind)}
+            return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
 
-        run = cls(unet(), judge, device)
+        run = cls(unet(), judge, device, ranks)
         run.network.load(part("now."))
         run.average = part("average.")
-        run.step = run.saved = int(metadata["step"])
+        run.step = run.saved = step
         run.rule.resume(part("rule."), run.step)
         return run
 
@@ -198,30 +240,49 @@ class _Run:
         """One step of the optimiser, and the moving average's; the average is shorter at the start, where weights change fast."""
         self.rule.lr = recipe.lr_at(self.step)
         clip(self.network.param(), recipe.clip)
-        self.network.train(self.rule)
+        self.network.train(self.ranks.sharing(self.rule))
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 9))
         for name, value, _ in self.network.param():
-            self.average[name].lerp_(value, 1 - keep)
+            if self.ranks.owns(name):
+                self.average[name].lerp_(value, 1 - keep)
 
-    def evaluate(self, factors: torch.dtype) -> tuple[float, Tensor]:
-        """The averaged weights' figure in dB, and the sample."""
-        network = unet()
-        network.load(self.average)
-        device = next(iter(self.average.values())).device
-        denoise = _for_inference(network, factors, device)
-        psnr = self.judge.source.measure(denoise)
-        self.psnr[str(self.step)] = round(psnr, 3)
-        return psnr, self.judge.sample(denoise)
+    def evaluate(self, factors: torch.dtype) -> tuple[float | None, Tensor | None]:
+        """The averaged weights' figure in dB, and the sample; None of both on other ranks than 0."""
+        average = self._averages()
+
+        def measure() -> tuple[float | None, Tensor | None]:
+            if self.ranks.rank:
+                return None, None
+            network = unet()
+            network.load(average)
+            denoise = _for_inference(network, factors, self.device)
+            psnr = self.judge.source.measure(denoise)
+            self.psnr[str(self.step)] = round(psnr, 3)
+            return psnr, self.judge.sample(denoise)
+
+        return self.ranks.agree(measure)
+
+    def _averages(self) -> dict[str, Tensor]:
+        return self.ranks.gathered({name: value for name, value in self.average.items() if self.ranks.owns(name)})
 
     def save(self, recipe: Recipe) -> None:
+        average = self._averages()
+        rule = self.ranks.gathered({key: value for key, value in self.rule.state().items() if self.ranks.owns(key.partition(".")[2])})
         tensors = {f"now.{p.name}": p.value for p in self.network.param()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        tensors |= {f"rule.{name}": value for name, value in self.rule.state().items()}
-        if not all(value.isfinite().all() for value in tensors.values()):  # the last step's; its loss was still finite
-            raise self.lost(recipe, "a weight is NaN or infinite")
-        weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
-        weights.save(recipe.out, {name: value.half() for name, value in self.average.items()}, self.card(recipe))
+        tensors |= {f"average.{name}": value for name, value in average.items()}
+        tensors |= {f"rule.{name}": value for name, value in rule.items()}
+
+        def write() -> None:
+            if self.ranks.rank:
+                return
+            if not all(value.isfinite().all() for value in tensors.values()):  # the last step's; its loss was still finite
+                raise self.lost(recipe, "a weight is NaN or infinite")
+            weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
+            weights.save(recipe.out, {name: value.half() for name, value in average.items()}, self.card(recipe))
+            self.saved = self.step
+
+        self.ranks.agree(write)
         self.saved = self.step
 
     def lost(self, recipe: Recipe, what: str) -> TrainingError:
@@ -256,6 +317,20 @@ class _Run:
             },
             "figures": {},
         }
+
+
+def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int]:
+    """The checkpoint's tensors and its step. Raises TrainingError if it is another recipe's."""
+    if not recipe.checkpoint.exists():
+        raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
+    tensors, metadata = weights.read(recipe.checkpoint)
+    kept, asked = json.loads(metadata["recipe"]), _plain(recipe)
+    for name in kept.keys() - ELSEWHERE - {"steps"}:  # a run may be made longer or shorter
+        if kept[name] != asked[name]:
+            raise TrainingError(
+                f"{name} (={asked[name]}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew"
+            )
+    return tensors, int(metadata["step"])
 
 
 class _Judge:
@@ -341,8 +416,8 @@ class _Clean:
             f"; a camera's in {recipe.photographic:.0%}, the level told in {noise.TOLD:.0%}" * self.blind
         )
 
-    def batches(self, first: int, denoise: methods.Denoise) -> Iterator[methods.Batch]:
-        return _batches(self.recipe, self.pictures, first)
+    def batches(self, first: int, denoise: methods.Denoise, share: slice) -> Iterator[methods.Batch]:
+        return _batches(self.recipe, self.pictures, first, share)
 
     def measure(self, denoise: methods.Denoise) -> float:
         """Mean PSNR in dB, the same noise each time."""
@@ -401,8 +476,8 @@ def _whole(picture: Tensor) -> Tensor:
     return picture[:H, :W].float() / 255
 
 
-def _batches(recipe: Recipe, pictures: data.Photographs, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(noisy, clean, sigma) of each step from `first` on.
+def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(noisy, clean, sigma) of each step from `first` on, and of each batch that share.
 
     Made in the training thread: it takes a hundredth of a step, and a second thread's parallel loops would make OpenMP's workers, more
     than there are cores then, sleep between the products (measured: half the speed).
@@ -414,7 +489,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int) -> Iterator
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
         clean = noise.soften(clean, generator) if recipe.photographic else clean
         noisy, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
-        yield noisy, clean, sigma
+        yield noisy[share], clean[share], sigma[share]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

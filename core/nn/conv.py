@@ -93,7 +93,8 @@ class Conv2d(Module):
         x: Tensor = tape.pop()
         self.dweight = convolution.weight_gradient(x, dy, self.kernel, self.stride, self._border(), factors=self.factors)
         if self.bias is not None:
-            self.dbias = dy.sum((0, 1, 2), dtype=self.dweight.dtype)
+            self.dbias = dy.sum((0, 1, 2), dtype=torch.float64).to(self.dweight.dtype)  # 0 where it is, in whatever order it is summed
+        self.announce()
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
         if self.exact:
@@ -173,7 +174,8 @@ class Upsampling(Conv2d):
         dsmall = dsmall.reshape(*dsmall.shape[:3], S, T, -1)
         self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
         if self.bias is not None:
-            self.dbias = dy.sum((0, 1, 2), dtype=dsmall.dtype)
+            self.dbias = dy.sum((0, 1, 2), dtype=torch.float64).to(dsmall.dtype)
+        self.announce()
         mask = x if rectified else None
         return convolution.data_gradient(
             dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addends=_some(addend), mask=mask

@@ -39,6 +39,7 @@ class Module:
 
     weights: tuple[str, ...] = ()
     """Names of the attributes that are learned; the derivative of `weight` is kept as `dweight`."""
+    _told: Callable[[Module], None] | None = None
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """`y = f(x)`. With a tape it leaves there what `backward` needs; without one it keeps nothing."""
@@ -71,6 +72,17 @@ class Module:
         """Every weight and bias with its derivative, own ones first, names as `0.weight`. Computes nothing, changes nothing."""
         own = [Parameter(name, getattr(self, name), getattr(self, "d" + name, None)) for name in self.weights]
         return own + [p._replace(name=f"{name}.{p.name}") for name, inner in self.modules() for p in inner.param()]
+
+    def watch(self, told: Callable[[Module], None] | None) -> None:
+        """From now on `told` gets every layer that learns as soon as `backward` has its derivatives; None ends that."""
+        self._told = told
+        for _, inner in self.modules():
+            inner.watch(told)
+
+    def announce(self) -> None:
+        """A layer that learns says so when its derivatives are there, in the midst of `backward`."""
+        if self._told is not None:
+            self._told(self)
 
     def train(self, rule: Rule) -> None:
         """Updates the module's own weights and biases by `rule` and the derivatives of the last `backward`."""

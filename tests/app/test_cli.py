@@ -109,7 +109,8 @@ def opened(path: Path | str) -> Image.Image:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if ".clearfold" not in path.parts)  # the ledger
 
 
 def mistakes(said: Said) -> list[str]:
@@ -507,6 +508,49 @@ def test_ctrl_c_saves_and_resume_goes_on(photos: Path, here: Path) -> None:
     said = ended(process(*command, "--resume", "--steps", steps))
     assert said.status == 0
     assert weights.read(Path("m.checkpoint"))[1]["step"] == str(steps)
+
+
+def test_processes_that_train_together_stop_and_go_on_in_another_number(photos: Path, here: Path) -> None:
+    command = ("train", "photos", "-o", "m.safetensors", "--steps", "100000", *TINY, "--batch", "2")
+    child = process(*command, "--nproc", "2", bufsize=0)
+    try:
+        wait_for(Path("m.checkpoint").exists, "the first checkpoint")
+        child.send_signal(signal.SIGINT)
+        said = ended(child)
+    finally:
+        child.kill()
+    assert said.status == 130
+    assert mistakes(said) == []
+    told = re.search(r"^stopped and saved at step (\d+): go on with --resume$", said.err, re.MULTILINE)
+    assert told
+    steps = int(told[1]) + 2
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "app.cli"]
+    options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    said = ended(subprocess.Popen([*launcher, *command, "--resume", "--steps", str(steps)], **options))  # type: ignore[call-overload]
+    assert said.status == 0
+    assert said.out.startswith("m.safetensors and its card are written\n")
+    assert said.out.count("written") == 1
+    assert weights.read(Path("m.checkpoint"))[1]["step"] == str(steps)
+
+
+def test_a_killed_process_ends_those_that_train_with_it(photos: Path) -> None:
+    child = process("train", "photos", "-o", "m.safetensors", "--steps", "100000", *TINY, "--batch", "2", "--nproc", "2")
+    try:
+        wait_for(Path("m.safetensors").exists, "the first save")
+        (other,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        os.kill(int(other), signal.SIGKILL)
+        said = ended(child)
+    finally:
+        child.kill()
+    assert said.status == 1
+    (line,) = mistakes(said)
+    assert re.fullmatch(r"clearfold: another process is gone \(.+\): see what it said, then go on from step \d+ with --resume", line)
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_one_line(clearfold: Clearfold, photos: Path) -> None:
+    said = clearfold("train", "photos", *TINY, "--nproc", "2")
+    assert said.status == 1
+    assert mistakes(said)[0] == "clearfold: batch (=1) must be divisible by the number of processes (=2): try 2"
 
 
 @pytest.mark.parametrize(
