@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     max_total_pixels: PositiveInt = Field(default=200_000_000, description="All frames of a file together.")
     max_scans: PositiveInt = Field(default=64, description="Most scans of a progressive JPEG.")
     max_decode_seconds: PositiveFloat = Field(default=30, description="Longest time to decode a frame.")
+    max_decode_seconds_per_megapixel: PositiveFloat = Field(
+        default=0.5, description="Most of a processor's time to decode a frame, beside one second."
+    )
+    max_decode_bytes: PositiveInt = Field(default=256 * MIB, description="Most memory to decode a frame, beside 32 bytes a pixel.")
     max_silence_seconds: PositiveFloat = Field(
         default=15, description="Longest wait for the next bytes of a request, or for a client to take some."
     )
@@ -107,4 +111,6 @@ class Settings(BaseSettings):
             max_frames=self.max_frames,
             max_scans=self.max_scans,
             max_decode_seconds=self.max_decode_seconds,
+            max_decode_seconds_per_megapixel=self.max_decode_seconds_per_megapixel,
+            max_decode_bytes=self.max_decode_bytes,
         )

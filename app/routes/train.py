@@ -31,7 +31,7 @@ from app.folders import LOG, SAMPLE
 from app.models import NO_NAMES
 from app.orders import Activate, Job, Method, Order, Status
 from app.samples import Panel
-from app.state import JobsNow, ModelsNow, SettingsNow
+from app.state import DecodersNow, JobsNow, ModelsNow, SettingsNow
 from app.uploads import lay_pictures
 
 SCRATCH = "scratch"
@@ -112,6 +112,7 @@ async def start_training(
     settings: SettingsNow,
     models: ModelsNow,
     jobs: JobsNow,
+    decoders: DecodersNow,
 ) -> Job:
     """Puts one job into the queue. It goes on where it was when the service or the machine starts anew."""
     minutes = wishes.minutes or settings.train_minutes
@@ -133,7 +134,7 @@ async def start_training(
     )
     uploads = [(file.filename or "file", file.file) for file in wishes.files]
     weights = None if parent is None else models.weights(parent).absolute()
-    job = await jobs.start(order, lambda folder: lay_pictures(uploads, folder, settings, order.method), weights)
+    job = await jobs.start(order, lambda folder: lay_pictures(uploads, folder, settings, order.method, decoders.read), weights)
     response.headers["Location"] = f"/train/{job.id}"
     return job
 
