@@ -66,7 +66,7 @@ def create_app(
         summary="Noisy pictures in, clean pictures out.",
         version=__version__,
         license_info={"name": "MIT", "identifier": "MIT"},
-        lifespan=_lifespan(settings, shelf, metrics, decoders),
+        lifespan=_lifespan(settings, shelf, metrics, access, decoders),
         middleware=[
             Middleware(
                 BodyLimit,
@@ -98,7 +98,7 @@ def create_app(
 
 
 def _lifespan(
-    settings: Settings, shelf: Callable[[Settings], Models], metrics: Metrics, given: Decoders | None
+    settings: Settings, shelf: Callable[[Settings], Models], metrics: Metrics, access: Access, given: Decoders | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -125,6 +125,7 @@ def _lifespan(
                         jobs=jobs,
                         metrics=metrics,
                         decoders=decoders,
+                        access=access,
                     )
                 finally:
                     await anyio.to_thread.run_sync(jobs.close)

@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     open_to_anyone: bool = Field(
         default=False, description="Listen wider than loopback without API keys; training and changes to models are then off."
     )
+    allowed_hosts: str = Field(
+        default="",
+        description="Names by which it may be asked for, as clean.example.org 10.0.0.5, or * for any; "
+        "empty: any, but only localhost, 127.0.0.1 and [::1] when it listens on loopback without API keys.",
+    )
     rate_limit: Annotated[str, AfterValidator(_rate)] = Field(
         default="", description="Requests for work from one address or key, as 60/minute; empty: no limit."
     )
@@ -79,6 +84,9 @@ class Settings(BaseSettings):
         default=15, description="Longest wait for the next bytes of a request, or for a client to take some."
     )
     max_receive_seconds: PositiveFloat = Field(default=600, description="Longest time for a whole body to arrive.")
+    max_idle_seconds: PositiveInt = Field(
+        default=65, description="Longest time that a connection may lie idle between two requests; longer than clients keep theirs."
+    )
     max_connections: PositiveInt = Field(default=500, description="Open connections; more are told 429.")
     workers: PositiveInt = Field(
         default=1, description="Places where pictures are worked on, each with all cores; small ones share a place when others wait."

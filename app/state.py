@@ -4,6 +4,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from app.access import Access
 from app.jobs import Jobs
 from app.limits import Workers
 from app.metrics import Metrics
@@ -19,6 +20,7 @@ class State(TypedDict):
     jobs: Jobs
     metrics: Metrics
     decoders: Decoders
+    access: Access
 
 
 # Coroutines, because the framework would run plain functions in a thread.
@@ -46,9 +48,14 @@ async def _decoders(request: Request) -> Decoders:
     return request.state.decoders  # type: ignore[no-any-return]
 
 
+async def _access(request: Request) -> Access:
+    return request.state.access  # type: ignore[no-any-return]
+
+
 SettingsNow = Annotated[Settings, Depends(_settings)]
 ModelsNow = Annotated[Models, Depends(_models)]
 WorkersNow = Annotated[Workers, Depends(_workers)]
 JobsNow = Annotated[Jobs, Depends(_jobs)]
 MetricsNow = Annotated[Metrics, Depends(_metrics)]
 DecodersNow = Annotated[Decoders, Depends(_decoders)]
+AccessNow = Annotated[Access, Depends(_access)]

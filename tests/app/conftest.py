@@ -1,5 +1,6 @@
 """The service as its tests need it: with toy models behind its doors, or with a small weights file."""
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from app.models import Models
 from app.server import protocol
 from app.settings import Settings
 from core import Decoders, Denoiser, networks, weights
+
+os.environ.setdefault("CLEARFOLD_ALLOWED_HOSTS", "*")  # the tests' client calls every service `testserver`
 
 
 @pytest.fixture(autouse=True)
