@@ -2,7 +2,7 @@
 
 It takes jobs one after the other, messages of JSON, files and pixels in memory that both processes see:
 
-    {"open": "open_png", "size": …, "limits": {…}, "decode": true} and a file's memory
+    {"open": "open_png", "size": …, "limits": {…}, "decode": true} and a file's memory, or none for the file of the job before
                                                                      {"count": …, "width": …, "height": …, "pixels": …, "loop": …}
     then, where it shall decode, for every frame
     {}                                                               {"height": …, "width": …, "channels": …, "alpha": …, …}
@@ -18,6 +18,7 @@ import dataclasses
 import json
 import mmap
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,14 +32,9 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from core import decoding
-from core.decoding import Fill, Frame, ImageError, Limits, Samples
+from core.decoding import Fill, Frame, ImageError, Limits, Opened, Samples
 from core.metadata import Metadata
 from core.vips import pyvips
-
-try:
-    import resource
-except ImportError:  # not Unix
-    resource = None  # type: ignore[assignment]
 
 HEAD_BYTES = 4
 MAX_MESSAGE_BYTES = 256 << 20
@@ -165,10 +161,10 @@ def bounded(limits: Limits, pixels: int) -> Iterator[None]:
     """What is done inside ends the process if it takes too long, and fails if it takes too much memory."""
     signal.setitimer(signal.ITIMER_PROF, OPENING_SECONDS + limits.max_decode_seconds_per_megapixel * pixels / 1e6)
     signal.setitimer(signal.ITIMER_REAL, limits.max_decode_seconds + GRACE_SECONDS)
-    most = _data_bytes() + limits.max_decode_bytes + BYTES_A_PIXEL * pixels
-    if resource is not None:
+    now = _data_bytes()
+    if now:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (now + limits.max_decode_bytes + BYTES_A_PIXEL * pixels, hard))
     try:
         yield
     except MemoryError as error:
@@ -178,7 +174,7 @@ def bounded(limits: Limits, pixels: int) -> Iterator[None]:
     finally:
         for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
             signal.setitimer(timer, 0)
-        if resource is not None:
+        if now:
             resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
@@ -189,25 +185,21 @@ def _too_much(limits: Limits) -> ImageError:
 def _data_bytes() -> int:
     """What counts for the limit by now; 0 where that cannot be known."""
     try:
-        words = Path("/proc/self/status").read_text()
+        return int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in words.splitlines() if line.startswith("VmData")), 0)
 
 
-def serve(line: Line, job: dict[str, Any], file: int) -> None:
+def serve(line: Line, job: dict[str, Any], file: int | None, kept: Opened | None) -> Opened | None:
+    """Does a job, with a file that comes or with what was `kept` of the job before; gives what is to be kept of this one."""
     limits = Limits(**job["limits"])
-    with mmap.mmap(file, job["size"], access=mmap.ACCESS_READ) as memory:
-        data = memory[:]
-    os.close(file)
     name = job["open"].removeprefix("open_")
     try:
         with decoding.told(name):
-            with bounded(limits, 0):
-                opened = decoding.OPENERS[job["open"]](data, limits)
+            opened = kept if file is None and kept is not None else _opened(job, file, limits)
             line.send({field: getattr(opened, field) for field in ("count", "width", "height", "pixels", "loop")})
             if not job["decode"]:
-                return
+                return opened
             frames = opened.frames(lambda: None)
             for _ in range(opened.count):
                 line.receive()
@@ -216,6 +208,17 @@ def serve(line: Line, job: dict[str, Any], file: int) -> None:
                 _decode(line, frame, fill, limits)
     except ImageError as refusal:
         line.send({"refused": str(refusal)})
+    return None
+
+
+def _opened(job: dict[str, Any], file: int | None, limits: Limits) -> Opened:
+    if file is None:
+        sys.exit("a job came without its file")
+    with mmap.mmap(file, job["size"], access=mmap.ACCESS_READ) as memory:
+        data = memory[:]
+    os.close(file)
+    with bounded(limits, 0):
+        return decoding.OPENERS[job["open"]](data, limits)
 
 
 def _decode(line: Line, frame: Frame, fill: Fill, limits: Limits) -> None:
@@ -235,18 +238,15 @@ def _fill(frame: Frame, fill: Fill, descriptor: int, limits: Limits) -> None:
 
 
 def main(descriptor: int) -> None:
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threads = min(THREADS, os.cpu_count() or 1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = threads
     if decoding.pillow_heif is not None:
         decoding.pillow_heif.options.DECODE_THREADS = threads
     line = Line(socket.socket(fileno=descriptor))
+    kept = None
     while (received := line.receive()) is not None:
-        job, file = received
-        if file is None:
-            break
-        serve(line, job, file)
+        kept = serve(line, *received, kept)
 
 
 if __name__ == "__main__":
