@@ -73,7 +73,10 @@ class Protocol(H11Protocol):
             detail = f"max_connections = {self.settings.max_connections} are open: try again in 1 second."
             body = BODY % detail.encode()
             transport.write(REFUSAL % (len(body), body))
-            self.linger()
+            if len(self.connections) <= 2 * self.settings.max_connections:
+                self.linger()
+            else:  # of these, too, there must be an end
+                transport.close()
             return
         self._head.set()
 
@@ -96,7 +99,8 @@ class Protocol(H11Protocol):
         self._lingers = True
         self._head.take_back()
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self._end.set()
 
     def data_received(self, data: bytes) -> None:
