@@ -3,6 +3,9 @@
 A key is 32 random bytes, so one SHA-256 of it is as good as any slow hash, and that is all that is kept. With no keys everything is open
 to whoever reaches the port, which is why the service then listens on loopback only; asked by name to be open to anyone, it denoises, and
 training and changes to models stay off.
+
+What listens on loopback without keys answers to its own names only. Else any site could, by a name of its own that it lets point here
+(DNS rebinding), be the same site as the service to a browser on this machine.
 """
 
 import hashlib
@@ -15,13 +18,15 @@ from typing import Literal
 
 from starlette.datastructures import Headers
 
-from app.errors import Forbidden, Problem, Unauthorized
+from app.errors import Forbidden, Misdirected, Problem, Unauthorized
 from app.settings import Settings
 
 Scope = Literal["denoise", "train", "admin"]
 SCOPES: tuple[Scope, ...] = ("denoise", "train", "admin")
 HASHED = re.compile(r"sha256\$([0-9a-f]{64})")
 MIN_KEY_CHARACTERS = 24
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+PORT = re.compile(r":[0-9]*$")
 
 OPEN = re.compile(r"/|/docs|/web/.*|/openapi\.json|/favicon\.ico|/livez|/readyz")
 SCOPED: tuple[tuple[str, re.Pattern[str], Scope], ...] = (
@@ -54,8 +59,25 @@ class Access:
                 "(`clearfold key` makes one), or CLEARFOLD_OPEN_TO_ANYONE=true to denoise for anyone, with training off"
             )
 
+        named = tuple(settings.allowed_hosts.replace(",", " ").lower().split())
+        alone = not self.keys and _is_loopback(settings.host)
+        self.hosts = () if "*" in named else named or ((*LOOPBACK_HOSTS, settings.host.lower()) if alone else ())
+
+    def scopes(self, headers: Headers) -> frozenset[str]:
+        """What whoever was let in may do."""
+        if not self.keys:
+            return frozenset(SCOPES)
+        found = self._key(_given(headers) or "")
+        return found.scopes if found else frozenset()
+
     def refusal(self, method: str, path: str, headers: Headers) -> Problem | None:
         """Why this request is not let in, or None."""
+        host = headers.get("host")
+        if self.hosts and host and PORT.sub("", host).lower() not in self.hosts:
+            return Misdirected(
+                f"Host = {host[:100]!r}: it is not one of {', '.join(dict.fromkeys(self.hosts))}: ask by one of these, "
+                "or set CLEARFOLD_ALLOWED_HOSTS."
+            )
         if OPEN.fullmatch(path):
             return None
         needed = scope_of(method, path)
@@ -72,15 +94,19 @@ class Access:
             return Unauthorized(
                 "An API key is needed: send it as 'Authorization: Bearer KEY', or as 'X-API-Key: KEY'.", {"WWW-Authenticate": "Bearer"}
             )
-        digest, found = hashlib.sha256(given.encode()).digest(), None
-        for key in self.keys:  # all of them, so that time tells nothing
-            if hmac.compare_digest(key.digest, digest):
-                found = key
+        found = self._key(given)
         if found is None:
             return Unauthorized("The API key is not known here: check it.", {"WWW-Authenticate": 'Bearer error="invalid_token"'})
         if needed not in found.scopes:
             return Forbidden(f"{method} {path} needs a key of scope '{needed}', and this one has {', '.join(sorted(found.scopes))}.")
         return None
+
+    def _key(self, given: str) -> Key | None:
+        digest, found = hashlib.sha256(given.encode()).digest(), None
+        for key in self.keys:  # all of them, so that time tells nothing
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found
 
 
 def scope_of(method: str, path: str) -> Scope:

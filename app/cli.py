@@ -106,6 +106,7 @@ def serve(
         host=settings.host,
         port=settings.port,
         http=protocol(settings),
+        timeout_keep_alive=settings.max_idle_seconds,
         log_config=logs.configuration(settings.log_format),
     )
 

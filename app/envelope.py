@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access import Access
-from app.errors import Internal, answer
+from app.errors import Busy, Internal, Problem, answer
 from app.logs import request_id
 from app.metrics import Metrics
 from app.rates import Rates
@@ -23,6 +23,7 @@ PICTURE_POLICY = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline';
 """A browser lays out a bare picture by styles of its own, which are inline."""
 PIECE_BYTES = 1 << 18
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DENOISE = "/denoise"
 QUIET = ("/livez", "/readyz", "/metrics")
 _log = logging.getLogger("clearfold")
 
@@ -55,7 +56,7 @@ class Envelope:
                 await send({"type": "http.response.body", "body": body[at : at + PIECE_BYTES], "more_body": more})
 
         try:
-            refusal = self.access.refusal(scope["method"], scope["path"], headers) or self.rates.refusal(scope, headers)
+            refusal = self.access.refusal(scope["method"], scope["path"], headers) or self.rates.refusal(scope, headers) or _full(scope)
             if refusal is None:
                 await self.app(scope, receive, sealed)
             else:
@@ -71,7 +72,7 @@ class Envelope:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")
-        door = getattr(route, "path", None) or "other"  # never the path itself, of which there is no end
+        door = getattr(route, "path", None) or ("other" if scope["path"] != DENOISE else DENOISE)  # no other path: of them there is no end
         method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else "other"
         self.metrics.requests.labels(method, door, str(status)).inc()
         self.metrics.seconds.labels(door).observe(seconds)
@@ -79,6 +80,16 @@ class Envelope:
         client = (scope.get("client") or ("-",))[0]
         told = {"method": method, "path": scope["path"], "status": status, "milliseconds": round(1000 * seconds, 1), "client": client}
         _log.log(level, "%s %s %d in %.1f ms", method, scope["path"].encode("unicode_escape").decode(), status, 1000 * seconds, extra=told)
+
+
+def _full(scope: Scope) -> Problem | None:
+    """What the door would refuse for want of a place is refused before its form is looked at: under overload, most of all requests."""
+    if scope["path"] == DENOISE and scope["method"] == "POST" and (workers := scope.get("state", {}).get("workers")) is not None:
+        try:
+            workers.refuse_if_full()
+        except Busy as busy:
+            return busy
+    return None
 
 
 def _seal(headers: MutableHeaders, id: str) -> None:

@@ -18,6 +18,7 @@ Decides nothing: who raises a problem knows why.
     │   └── ModelInUse               a model that is shipped, or the default
     ├── TooLarge              413    more bytes than the limit
     ├── UnsupportedMedia      415    neither a picture nor a form that holds one
+    ├── Misdirected           421    asked for by a name that is not the service's
     ├── Invalid               422    a parameter or a field against its rule
     │   ├── PictureRefused           a picture that cannot be read whole, or with too many pixels
     │   ├── PicturesRefused          a set of pictures that cannot be trained on
@@ -158,6 +159,12 @@ class UnsupportedMedia(Problem):
     status = 415
     title = "Not a picture"
     example = "The body is not a picture in a format that can be read here: send one of 'png', 'jpeg'."
+
+
+class Misdirected(Problem):
+    status = 421
+    title = "Asked for by another name"
+    example = "Host = 'example.org': it is not one of localhost, 127.0.0.1, [::1]: ask by one of these, or set CLEARFOLD_ALLOWED_HOSTS."
 
 
 class Invalid(Problem):

@@ -7,9 +7,9 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 from fastapi import Request
@@ -61,15 +61,19 @@ class BodyLimit:
         body = next((body for paths, body in self.limits if paths.fullmatch(scope["path"])), self.other)
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
-        arrived, complete, deadline = 0, False, time.monotonic() + self.max_receive_seconds
+        arrived, complete, given_up, deadline = 0, False, False, time.monotonic() + self.max_receive_seconds
 
         async def counted() -> Message:
-            nonlocal arrived, complete
+            nonlocal arrived, complete, given_up
             if complete:  # what comes now is that the client leaves, whenever that is
                 return await receive()
             if declared.isdecimal() and int(declared) > body.most:
                 raise too_large
-            message = await self._in_time(receive, deadline)
+            try:
+                message = await self._in_time(receive, deadline)
+            except TimedOut:
+                given_up = True
+                raise
             size = len(message.get("body", b""))
             complete = not message.get("more_body", False)
             arrived += size
@@ -87,7 +91,7 @@ class BodyLimit:
 
         async def told(message: Message) -> None:
             """An answer that is ready before all has come waits for the rest: a client that still sends would never read it."""
-            if message["type"] == "http.response.start" and not complete and (declared or "transfer-encoding" in headers):
+            if message["type"] == "http.response.start" and not (complete or given_up) and (declared or "transfer-encoding" in headers):
                 await drain()
             await send(message)
 
@@ -125,6 +129,17 @@ class BodyLimit:
 
 SMALL_PIXELS = 1 << 18
 """A picture of so few keeps several cores busy only in part: when others wait, each gets one core to itself."""
+
+
+class _Failed(NamedTuple):
+    error: Exception
+
+
+async def _outcome(work: Awaitable[T]) -> T | _Failed:
+    try:
+        return await work
+    except Exception as error:
+        return _Failed(error)
 
 
 class _Seats:
@@ -240,9 +255,11 @@ class Workers:
 
         async with anyio.create_task_group() as group:
             group.start_soon(canary)
-            result = await self._work(work, pixels, left)
+            outcome = await _outcome(self._work(work, pixels, left))  # a failure that left the group would come as a group's
             group.cancel_scope.cancel()
-        return result
+        if isinstance(outcome, _Failed):
+            raise outcome.error
+        return outcome
 
     async def _work(self, work: Callable[[KeepGoing], T], pixels: int, left: threading.Event) -> T:
         def timed(seats: int) -> T:

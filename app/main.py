@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from app.rates import Rates
 from app.routes import denoise, health, models, train
 from app.settings import Settings
 from app.state import State
-from core import hardware
+from core import Decoders, hardware
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; worker-src 'self'; "
@@ -40,6 +40,8 @@ ASSET_HEADERS = {
     "Cache-Control": "no-cache",  # asked for anew, by its ETag: scripts of two versions would not fit together
 }
 WEB = Path(__file__).parent / "web"
+SPARE_DECODERS = 2
+"""Beside one for every place where a picture is worked on: those who only look at headers never wait for long."""
 
 
 class Clearfold(FastAPI):
@@ -50,8 +52,13 @@ class Clearfold(FastAPI):
         return schema
 
 
-def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Models] = Models.load) -> FastAPI:
-    """The application. `shelf` gives its models; by default they are loaded from the settings' folders."""
+def create_app(
+    settings: Settings | None = None, shelf: Callable[[Settings], Models] = Models.load, decoders: Decoders | None = None
+) -> FastAPI:
+    """The application. `shelf` gives its models; by default they are loaded from the settings' folders.
+
+    `decoders`: processes that outlive it; by default it has its own, and ends them.
+    """
     settings = settings or Settings()
     metrics, access = Metrics(), Access(settings)
     app = Clearfold(
@@ -59,7 +66,7 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
         summary="Noisy pictures in, clean pictures out.",
         version=__version__,
         license_info={"name": "MIT", "identifier": "MIT"},
-        lifespan=_lifespan(settings, shelf, metrics),
+        lifespan=_lifespan(settings, shelf, metrics, access, decoders),
         middleware=[
             Middleware(
                 BodyLimit,
@@ -91,34 +98,38 @@ def create_app(settings: Settings | None = None, shelf: Callable[[Settings], Mod
 
 
 def _lifespan(
-    settings: Settings, shelf: Callable[[Settings], Models], metrics: Metrics
+    settings: Settings, shelf: Callable[[Settings], Models], metrics: Metrics, access: Access, given: Decoders | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        models = await anyio.to_thread.run_sync(shelf, settings)
-        places = settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches
-        workers = Workers(settings.workers, *places, cores=hardware.threads())
-        metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
-        metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
-        metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
-        for model in models:
-            metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
-        jobs = Jobs(models, settings)
-        await anyio.to_thread.run_sync(jobs.resume)
-        async with anyio.create_task_group() as group:
-            group.start_soon(models.watch)
-            try:
-                _when_told_to_stop(jobs.hang_up)
-                yield State(
-                    settings=settings,
-                    models=models,
-                    workers=workers,
-                    jobs=jobs,
-                    metrics=metrics,
-                )
-            finally:
-                await anyio.to_thread.run_sync(jobs.close)
-                group.cancel_scope.cancel()
+        own = Decoders(settings.workers * hardware.threads() + SPARE_DECODERS)
+        with nullcontext(given) if given else own as decoders:
+            models = await anyio.to_thread.run_sync(shelf, settings)
+            places = settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches
+            workers = Workers(settings.workers, *places, cores=hardware.threads())
+            metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
+            metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
+            metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
+            for model in models:
+                metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
+            jobs = Jobs(models, settings)
+            await anyio.to_thread.run_sync(jobs.resume)
+            async with anyio.create_task_group() as group:
+                group.start_soon(models.watch)
+                try:
+                    _when_told_to_stop(jobs.hang_up)
+                    yield State(
+                        settings=settings,
+                        models=models,
+                        workers=workers,
+                        jobs=jobs,
+                        metrics=metrics,
+                        decoders=decoders,
+                        access=access,
+                    )
+                finally:
+                    await anyio.to_thread.run_sync(jobs.close)
+                    group.cancel_scope.cancel()
 
     return lifespan
 

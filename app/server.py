@@ -1,4 +1,8 @@
-"""The server's own limits, below HTTP: how long a connection may wait, and how many there may be. uvicorn has none of them."""
+"""The server's own limits, below HTTP: how long a connection may wait, and how many there may be. uvicorn has none of them.
+
+A connection is never ended while its client may still be sending: what had come and was not read would make the system answer with a
+reset, which takes away from the client what it was told before it can read it.
+"""
 
 import asyncio
 from typing import Any
@@ -13,6 +17,10 @@ REFUSAL = (
     b"Content-Length: %d\r\n\r\n%b"
 )
 BODY = b'{"type":"urn:clearfold:problem:busy","title":"Too many connections","status":429,"detail":"%b","instance":"/"}'
+
+
+LINGER_SECONDS = 5.0
+"""For a client to read its answer, where it was answered before all had come."""
 
 
 class Deadline:
@@ -32,6 +40,22 @@ class Deadline:
             self._timer = None
 
 
+class Lingering:
+    """A transport that, closed while the client still sends, first says that no more will come, and hears the client out for a while."""
+
+    def __init__(self, transport: asyncio.Transport, connection: "Protocol") -> None:
+        self._transport, self._connection = transport, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if self._connection.sends() and not self._transport.is_closing():
+            self._connection.linger()
+        else:
+            self._transport.close()
+
+
 class Protocol(H11Protocol):
     """HTTP/1.1 with deadlines: for a request's head, for a client that takes nothing, and for what still comes after the answer."""
 
@@ -40,19 +64,47 @@ class Protocol(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head, self._taking, self._rest = (Deadline(self.settings.max_silence_seconds, self) for _ in range(3))
+        self._end = Deadline(LINGER_SECONDS, self)
+        self._lingers = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.settings.max_connections:
+        super().connection_made(Lingering(transport, self))  # type: ignore[arg-type]
+        if len(self.connections) > self.settings.max_connections and not self._make_room():
             detail = f"max_connections = {self.settings.max_connections} are open: try again in 1 second."
             body = BODY % detail.encode()
             transport.write(REFUSAL % (len(body), body))
-            transport.close()
+            if len(self.connections) <= 2 * self.settings.max_connections:
+                self.linger()
+            else:  # of these, too, there must be an end
+                transport.close()
             return
         self._head.set()
 
+    def _make_room(self) -> bool:
+        """Ends a connection that lies idle between two requests."""
+        idle = next((each for each in self.connections if isinstance(each, Protocol) and each.is_idle()), None)
+        if idle is not None:
+            idle.shutdown()
+        return idle is not None
+
+    def is_idle(self) -> bool:
+        answered = self.cycle is not None and self.cycle.response_complete
+        return answered and self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+
+    def sends(self) -> bool:
+        """Whether more of a request is to come."""
+        return not self._lingers and self.conn.their_state is h11.SEND_BODY
+
+    def linger(self) -> None:
+        self._lingers = True
+        self._head.take_back()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._end.set()
+
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._lingers or self.transport.is_closing():
             return
         super().data_received(data)
         if self.cycle is None or not self.cycle.response_complete or self.conn.their_state is not h11.SEND_BODY:
@@ -76,7 +128,7 @@ class Protocol(H11Protocol):
         self._taking.take_back()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for deadline in (self._head, self._taking, self._rest):
+        for deadline in (self._head, self._taking, self._rest, self._end):
             deadline.take_back()
         super().connection_lost(exc)
 

@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     open_to_anyone: bool = Field(
         default=False, description="Listen wider than loopback without API keys; training and changes to models are then off."
     )
+    allowed_hosts: str = Field(
+        default="",
+        description="Names by which it may be asked for, as clean.example.org 10.0.0.5, or * for any; "
+        "empty: any, but only localhost, 127.0.0.1 and [::1] when it listens on loopback without API keys.",
+    )
     rate_limit: Annotated[str, AfterValidator(_rate)] = Field(
         default="", description="Requests for work from one address or key, as 60/minute; empty: no limit."
     )
@@ -71,10 +76,17 @@ class Settings(BaseSettings):
     max_total_pixels: PositiveInt = Field(default=200_000_000, description="All frames of a file together.")
     max_scans: PositiveInt = Field(default=64, description="Most scans of a progressive JPEG.")
     max_decode_seconds: PositiveFloat = Field(default=30, description="Longest time to decode a frame.")
+    max_decode_seconds_per_megapixel: PositiveFloat = Field(
+        default=0.5, description="Most of a processor's time to decode a frame, beside one second."
+    )
+    max_decode_bytes: PositiveInt = Field(default=256 * MIB, description="Most memory to decode a frame, beside 32 bytes a pixel.")
     max_silence_seconds: PositiveFloat = Field(
         default=15, description="Longest wait for the next bytes of a request, or for a client to take some."
     )
     max_receive_seconds: PositiveFloat = Field(default=600, description="Longest time for a whole body to arrive.")
+    max_idle_seconds: PositiveInt = Field(
+        default=65, description="Longest time that a connection may lie idle between two requests; longer than clients keep theirs."
+    )
     max_connections: PositiveInt = Field(default=500, description="Open connections; more are told 429.")
     workers: PositiveInt = Field(
         default=1, description="Places where pictures are worked on, each with all cores; small ones share a place when others wait."
@@ -107,4 +119,6 @@ class Settings(BaseSettings):
             max_frames=self.max_frames,
             max_scans=self.max_scans,
             max_decode_seconds=self.max_decode_seconds,
+            max_decode_seconds_per_megapixel=self.max_decode_seconds_per_megapixel,
+            max_decode_bytes=self.max_decode_bytes,
         )

@@ -4,11 +4,13 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from app.access import Access
 from app.jobs import Jobs
 from app.limits import Workers
 from app.metrics import Metrics
 from app.models import Models
 from app.settings import Settings
+from core import Decoders
 
 
 class State(TypedDict):
@@ -17,6 +19,8 @@ class State(TypedDict):
     workers: Workers
     jobs: Jobs
     metrics: Metrics
+    decoders: Decoders
+    access: Access
 
 
 # Coroutines, because the framework would run plain functions in a thread.
@@ -40,8 +44,18 @@ async def _metrics(request: Request) -> Metrics:
     return request.state.metrics  # type: ignore[no-any-return]
 
 
+async def _decoders(request: Request) -> Decoders:
+    return request.state.decoders  # type: ignore[no-any-return]
+
+
+async def _access(request: Request) -> Access:
+    return request.state.access  # type: ignore[no-any-return]
+
+
 SettingsNow = Annotated[Settings, Depends(_settings)]
 ModelsNow = Annotated[Models, Depends(_models)]
 WorkersNow = Annotated[Workers, Depends(_workers)]
 JobsNow = Annotated[Jobs, Depends(_jobs)]
 MetricsNow = Annotated[Metrics, Depends(_metrics)]
+DecodersNow = Annotated[Decoders, Depends(_decoders)]
+AccessNow = Annotated[Access, Depends(_access)]

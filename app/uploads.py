@@ -5,14 +5,14 @@ A name from outside is only ever shown, never used as a path.
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from app.errors import PicturesRefused
 from app.orders import Method
 from app.settings import Settings
-from core import DataError, ImageError, images
+from core import DataError, ImageError, Picture, images
 
 MIN_SIDE_PIXELS = 96  # a training patch
 MIN_PICTURES = 2  # one to train on, one to measure with
@@ -20,8 +20,13 @@ _HIDDEN_ENTRIES = 1000
 _HIDDEN = (".", "__MACOSX")  # what file managers put into zips beside the pictures
 
 
-def lay_pictures(uploads: Iterable[tuple[str, BinaryIO]], folder: Path, settings: Settings, method: Method = "clean") -> int:
-    """How many pictures now lie in `folder`. Raises PicturesRefused at the first that cannot be trained on.
+Read = Callable[[bytes, images.Limits], Picture]
+
+
+def lay_pictures(
+    uploads: Iterable[tuple[str, BinaryIO]], folder: Path, settings: Settings, method: Method = "clean", read: Read = images.read
+) -> int:
+    """How many pictures now lie in `folder`, each looked at by `read`. Raises PicturesRefused at the first that cannot be trained on.
 
     Pairs lie in its folders `shot` and `other` under equal names, or in `shot` and `clean` where the second are truths.
     """
@@ -37,7 +42,7 @@ def lay_pictures(uploads: Iterable[tuple[str, BinaryIO]], folder: Path, settings
             raise _too_many(settings)
         if unpacked_bytes > settings.max_train_unpacked_bytes:
             raise _too_much(settings)
-        suffix, size = _checked(name, data, settings)
+        suffix, size = _checked(name, data, settings, read)
         sizes.append(size)
         laid.append(folder / f"{len(names):05}{suffix}")
         laid[-1].write_bytes(data)
@@ -74,13 +79,13 @@ def _lay_pairs(folder: Path, names: Sequence[str], laid: Sequence[Path], sizes: 
             laid[index].rename(side / f"{number:05}{laid[index].suffix}")
 
 
-def _checked(name: str, data: bytes, settings: Settings) -> tuple[str, tuple[int, int]]:
+def _checked(name: str, data: bytes, settings: Settings, read: Read) -> tuple[str, tuple[int, int]]:
     """The file suffix of the picture's true format, and its height and width, once it was read whole and is large enough."""
     found = images.sniff(data)
     if found is None:
         raise PicturesRefused(f"{_shown(name)} is not a picture that can be read: leave it out.")
     try:
-        height, width, _ = images.read(data, settings.limits()).samples.shape
+        height, width, _ = read(data, settings.limits()).samples.shape
     except ImageError as error:
         raise PicturesRefused(f"{_shown(name)}: {error}") from error
     if min(height, width) < MIN_SIDE_PIXELS:

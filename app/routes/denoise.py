@@ -47,7 +47,7 @@ from app.errors import (
 from app.limits import KeepGoing
 from app.metrics import Metrics
 from app.models import Taker
-from app.state import MetricsNow, ModelsNow, SettingsNow, WorkersNow
+from app.state import DecodersNow, MetricsNow, ModelsNow, SettingsNow, WorkersNow
 from core import Cancelled, Denoiser, ImageError, Region, images
 
 STEPS = 255
@@ -229,10 +229,11 @@ async def denoise(
     models: ModelsNow,
     workers: WorkersNow,
     metrics: MetricsNow,
+    decoders: DecodersNow,
 ) -> Response:
     """Send a picture, get it back without its noise, in the format in which it came if `Accept` allows it."""
     take = models.taker(wishes.model)
-    stack = await anyio.to_thread.run_sync(images.open, upload.data, settings.limits())  # looks at the header, beside the workers
+    stack = await anyio.to_thread.run_sync(decoders.open, upload.data, settings.limits())  # looks at the header, beside the workers
     format = wishes.format or _acceptable(request.headers.get("accept"), stack)
     cleaned = await workers.run(request, lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
     _count(metrics, stack, cleaned)
@@ -393,6 +394,7 @@ async def denoise_batch(
     models: ModelsNow,
     workers: WorkersNow,
     metrics: MetricsNow,
+    decoders: DecodersNow,
 ) -> Response:
     """Send pictures, or zips of them, get a zip. It is sent while later ones are denoised; a bad file is told inside, the rest go on."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -412,7 +414,7 @@ async def denoise_batch(
             data = await anyio.to_thread.run_sync(file.read)
             if images.sniff(data) is None:
                 raise UnsupportedMedia(f"The file is of no format that can be read here: send one of {', '.join(images.FORMATS)}.")
-            stack = await anyio.to_thread.run_sync(images.open, data, settings.limits())
+            stack = await anyio.to_thread.run_sync(decoders.open, data, settings.limits())
             format = wishes.format or stack.format
             cleaned = await workers.run_in_turn(lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
             _count(metrics, stack, cleaned)

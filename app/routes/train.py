@@ -14,6 +14,7 @@ from app import samples
 from app.errors import (
     BadRequest,
     DiskFull,
+    Forbidden,
     Invalid,
     JobsAway,
     ModelExists,
@@ -31,7 +32,7 @@ from app.folders import LOG, SAMPLE
 from app.models import NO_NAMES
 from app.orders import Activate, Job, Method, Order, Status
 from app.samples import Panel
-from app.state import JobsNow, ModelsNow, SettingsNow
+from app.state import AccessNow, DecodersNow, JobsNow, ModelsNow, SettingsNow
 from app.uploads import lay_pictures
 
 SCRATCH = "scratch"
@@ -69,7 +70,9 @@ class Wishes(BaseModel):
         examples=[SCRATCH],
     )
     activate: Activate = Field(
-        default="never", description="Whether it is to be the default model when it is done.", examples=["if_better"]
+        default="never",
+        description="Whether it is to be the default model when it is done; of API keys, only one of scope `admin` may ask for that.",
+        examples=["if_better"],
     )
 
     @model_validator(mode="after")
@@ -102,7 +105,7 @@ router = APIRouter(tags=["training"])
             "description": "The job, with its address in `Location`.",
             "headers": {"Location": {"schema": {"type": "string"}, "example": "/train/9b1c4e02"}},
         },
-        **problem_responses(BadRequest, UnknownModel, ModelExists, TooLarge, Invalid, PicturesRefused, JobsAway, DiskFull),
+        **problem_responses(BadRequest, Forbidden, UnknownModel, ModelExists, TooLarge, Invalid, PicturesRefused, JobsAway, DiskFull),
     },
 )
 async def start_training(
@@ -112,11 +115,19 @@ async def start_training(
     settings: SettingsNow,
     models: ModelsNow,
     jobs: JobsNow,
+    decoders: DecodersNow,
+    access: AccessNow,
 ) -> Job:
     """Puts one job into the queue. It goes on where it was when the service or the machine starts anew."""
     minutes = wishes.minutes or settings.train_minutes
     if minutes > settings.max_train_minutes:
         raise Invalid(f"minutes = {minutes:g}: max_train_minutes = {settings.max_train_minutes:g}: ask for fewer.")
+    scopes = access.scopes(request.headers)
+    if wishes.activate != "never" and "admin" not in scopes:
+        raise Forbidden(
+            f"activate = {wishes.activate!r}: it changes the default model, which needs a key of scope 'admin', and this one has "
+            f"{', '.join(sorted(scopes))}: leave it out, and have the model chosen with PUT /models/default."
+        )
     asked = wishes.parent or models.default or SCRATCH
     parent = None if asked == SCRATCH else models[asked].name
     order = Order(
@@ -133,7 +144,7 @@ async def start_training(
     )
     uploads = [(file.filename or "file", file.file) for file in wishes.files]
     weights = None if parent is None else models.weights(parent).absolute()
-    job = await jobs.start(order, lambda folder: lay_pictures(uploads, folder, settings, order.method), weights)
+    job = await jobs.start(order, lambda folder: lay_pictures(uploads, folder, settings, order.method, decoders.read), weights)
     response.headers["Location"] = f"/train/{job.id}"
     return job
 

@@ -1,5 +1,6 @@
 """The service as its tests need it: with toy models behind its doors, or with a small weights file."""
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ from app.main import create_app
 from app.models import Models
 from app.server import protocol
 from app.settings import Settings
-from core import Denoiser, networks, weights
+from core import Decoders, Denoiser, networks, weights
+
+os.environ.setdefault("CLEARFOLD_ALLOWED_HOSTS", "*")  # the tests' client calls every service `testserver`
 
 
 @pytest.fixture(autouse=True)
@@ -29,14 +32,21 @@ def one_thread_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
 Serve = Callable[..., AbstractContextManager[TestClient]]
 
 
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    """Processes that decode, for every service: each would start its own."""
+    with Decoders(4) as shared:
+        yield shared
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Serve:
+def serve(tmp_path: Path, decoders: Decoders) -> Serve:
     """`with serve(Toy(), workers=2) as client`: the service with these models and settings."""
 
     @contextmanager
     def serving(*toys: Toy, **settings: Any) -> Iterator[TestClient]:
         chosen = {"models_dir": tmp_path / "models", "train_dir": tmp_path / "train", "device": "cpu", **settings}
-        app = create_app(Settings(**chosen), lambda settings: Models(settings, *cast(list[Denoiser], toys)))
+        app = create_app(Settings(**chosen), lambda settings: Models(settings, *cast(list[Denoiser], toys)), decoders)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
@@ -49,13 +59,13 @@ class Address(NamedTuple):
 
 
 @pytest.fixture
-def listening(tmp_path: Path) -> Callable[..., AbstractContextManager[Address]]:
+def listening(tmp_path: Path, decoders: Decoders) -> Callable[..., AbstractContextManager[Address]]:
     """`with listening(max_connections=2) as address`: a toy model behind a true socket; ends when every connection has."""
 
     @contextmanager
     def serving(**limits: Any) -> Iterator[Address]:
         settings = Settings(models_dir=tmp_path, train_dir=tmp_path, device="cpu", **limits)
-        app = create_app(settings, lambda settings: Models(settings, cast(Denoiser, Toy())))
+        app = create_app(settings, lambda settings: Models(settings, cast(Denoiser, Toy())), decoders)
         with socket.socket() as port:
             port.bind(("127.0.0.1", 0))
             server = uvicorn.Server(uvicorn.Config(app, http=protocol(settings), log_level="critical"))
@@ -80,8 +90,8 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def live(models_dir: Path, tmp_path: Path) -> Iterator[TestClient]:
+def live(models_dir: Path, tmp_path: Path, decoders: Decoders) -> Iterator[TestClient]:
     """The service with the model `same`, loaded from its file."""
-    app = create_app(Settings(models_dir=models_dir, train_dir=tmp_path / "train", device="cpu"))
+    app = create_app(Settings(models_dir=models_dir, train_dir=tmp_path / "train", device="cpu"), decoders=decoders)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

@@ -127,3 +127,56 @@ def test_a_refusal_has_the_one_shape_and_names_the_way_in(serve):
         forbidden = client.post("/train", headers={"Authorization": f"Bearer {KEY}"})
     assert forbidden.status_code == 403
     assert forbidden.json()["detail"] == "POST /train needs a key of scope 'train', and this one has denoise."
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:80", None])
+def test_on_loopback_without_keys_it_answers_to_its_own_names(host):
+    gate = access(allowed_hosts="")
+    assert asked(gate, "GET", "/", **({"host": host} if host else {})) is None
+
+
+def test_and_to_no_other_which_a_site_may_let_point_here():
+    gate = access(allowed_hosts="")
+    for host in ("evil.example:8000", "localhost.evil.example", "127.0.0.2", "0.0.0.0", "[::2]:80", ""):
+        assert asked(gate, "GET", "/denoise", host=host or " ") == 421
+    told = gate.refusal("GET", "/", Headers({"host": "evil.example"}))
+    assert str(told) == (
+        "Host = 'evil.example': it is not one of localhost, 127.0.0.1, [::1]: ask by one of these, or set CLEARFOLD_ALLOWED_HOSTS."
+    )
+
+
+def test_with_keys_or_on_other_addresses_any_name_will_do_unless_some_are_set():
+    assert asked(access(KEY, allowed_hosts=""), "GET", "/", host="clean.example.org") is None
+    assert asked(access(open_to_anyone=True, host="0.0.0.0", allowed_hosts=""), "GET", "/", host="clean.example.org") is None
+    assert asked(access(allowed_hosts="*"), "GET", "/", host="clean.example.org") is None
+    some = access(KEY, allowed_hosts="clean.example.org, 10.0.0.5")
+    assert [asked(some, "GET", "/", host=host) for host in ("Clean.example.org:443", "10.0.0.5", "localhost")] == [None, None, 421]
+
+
+def test_a_name_that_is_not_its_own_is_told_over_http(serve):
+    with serve(Toy(), allowed_hosts="") as client:
+        answer = client.get("/livez")
+        assert (answer.status_code, answer.headers["content-type"]) == (421, PROBLEM_JSON)
+        assert client.get("/livez", headers={"Host": "localhost:1"}).status_code == 200
+
+
+def test_scopes_are_those_of_the_key_and_without_keys_all():
+    gate = access(f"{KEY}:denoise+train")
+    assert gate.scopes(Headers({"x-api-key": KEY})) == {"denoise", "train"}
+    assert gate.scopes(Headers({"x-api-key": OTHER})) == frozenset()
+    assert access().scopes(Headers()) == {"denoise", "train", "admin"}
+
+
+def test_a_key_that_may_train_does_not_choose_the_default_model_by_it(serve):
+    with serve(Toy(), api_keys=f"{KEY}:train {OTHER}:train+admin") as client:
+        picture = {"files": ("a.png", encoded(noise(100, 96)))}
+        refused = client.post("/train", files=picture, data={"activate": "if_better"}, headers={"X-API-Key": KEY})
+        assert refused.status_code == 403
+        assert refused.json()["detail"] == (
+            "activate = 'if_better': it changes the default model, which needs a key of scope 'admin', and this one has train: "
+            "leave it out, and have the model chosen with PUT /models/default."
+        )
+        for key, activate in ((KEY, "never"), (OTHER, "always")):  # both come as far as their single picture, of which two are needed
+            answer = client.post("/train", files=picture, data={"activate": activate, "parent": "scratch"}, headers={"X-API-Key": key})
+            assert answer.status_code == 422
+            assert "2 are needed" in answer.text

@@ -22,9 +22,9 @@ HOSTILE = Path(os.environ.get("CLEARFOLD_HOSTILE", Path(__file__).parents[3] / "
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def client(tmp_path_factory, decoders):
     settings = Settings(models_dir=tmp_path_factory.mktemp("none"), train_dir=tmp_path_factory.mktemp("train"), device="cpu")
-    app = create_app(settings, lambda settings: Models(settings, Toy()))
+    app = create_app(settings, lambda settings: Models(settings, Toy()), decoders)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

@@ -15,6 +15,7 @@ from app.errors import Invalid
 from app.settings import Settings
 
 PNG = encoded(noise())
+CUT = encoded(noise(99, 99), "jpeg")[:-500]  # its header is sound
 
 
 def zipped(*entries: tuple[str, bytes]) -> bytes:
@@ -38,14 +39,15 @@ def opened(answer) -> zipfile.ZipFile:
 
 def test_every_file_comes_back_in_a_zip_and_a_bad_one_is_told_inside(serve):
     with serve(Toy()) as client:
-        answer = ask(client, ("a.png", PNG), ("b.txt", b"words"), ("c.png", PNG[:99]), ("d.jpg", encoded(noise(), "jpeg")))
+        files = ("a.png", PNG), ("b.txt", b"words"), ("c.png", PNG[:99]), ("d.jpg", encoded(noise(), "jpeg")), ("e.jpg", CUT)
+        answer = ask(client, *files)
     assert answer.headers["content-type"] == "application/zip"
     archive = opened(answer)
-    assert archive.namelist() == ["a-denoised.png", "b.problem.json", "c.problem.json", "d-denoised.jpg"]
+    assert archive.namelist() == ["a-denoised.png", "b.problem.json", "c.problem.json", "d-denoised.jpg", "e.problem.json"]
     assert decoded(archive.read("a-denoised.png")).tobytes() == noise().tobytes()
-    told = [json.loads(archive.read(name)) for name in ("b.problem.json", "c.problem.json")]
-    assert [(each["status"], each["instance"]) for each in told] == [(415, "b.txt"), (422, "c.png")]
-    assert "cut short" in told[1]["detail"]
+    told = [json.loads(archive.read(name)) for name in ("b.problem.json", "c.problem.json", "e.problem.json")]
+    assert [(each["status"], each["instance"]) for each in told] == [(415, "b.txt"), (422, "c.png"), (422, "e.jpg")]
+    assert all("cut short" in each["detail"] for each in told[1:])
 
 
 def test_zips_are_looked_into_and_wishes_are_for_all(serve):

@@ -119,6 +119,26 @@ def test_a_body_that_does_not_come_is_not_waited_for(silence, receive, words):
         anyio.run(bounded(read_body, silence=silence, receive=receive), scope, nothing, None)
 
 
+def test_nor_once_more_for_the_answer_that_says_so():
+    waits = []
+
+    async def nothing():
+        waits.append(1)
+        await anyio.sleep_forever()
+
+    async def app(scope, receive, send):
+        with pytest.raises(TimedOut):
+            await receive()
+        await send({"type": "http.response.start", "status": 408, "headers": []})
+
+    async def send(message):
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": [(b"content-length", b"9")]}
+    anyio.run(bounded(app, silence=0.01), scope, nothing, send)
+    assert len(waits) == 1
+
+
 def test_a_body_that_has_come_is_followed_by_a_wait_without_end():
     scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": []}
 

@@ -88,3 +88,35 @@ def test_a_refusal_reaches_a_client_that_sends_on_and_closes_at_once(listening):
     with listening(max_silence_seconds=30, api_keys="k" * 32) as address, connected(address) as line:
         line.sendall(b"POST /denoise HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert everything(line).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("limits", [{"max_upload_bytes": 1000}, {"max_connections": 1}])
+def test_so_does_one_that_is_not_heard_out(listening, limits):
+    body = bytes(30_000_000)  # more than the sockets' buffers hold
+    with listening(max_silence_seconds=30, **limits) as address, connected(address) as first, connected(address) as line:
+        if "max_connections" not in limits:
+            first.close()
+        line.sendall(b"POST /denoise HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        (name,) = limits
+        answer = everything(line)
+        assert answer.startswith(b"HTTP/1.1 413 " if name == "max_upload_bytes" else b"HTTP/1.1 429 ")
+        assert f"{name} = {limits[name]}".encode() in answer
+
+
+def test_a_client_that_sends_without_end_after_its_refusal_is_cut_off(listening, monkeypatch):
+    monkeypatch.setattr("app.server.LINGER_SECONDS", 0.2)
+    with listening(max_silence_seconds=30, max_upload_bytes=1000) as address, connected(address) as line:
+        line.sendall(b"POST /denoise HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9999999\r\n\r\n")
+        assert everything(line).startswith(b"HTTP/1.1 413 ")
+        wait_for(lambda: not address.server.server_state.connections, "the connection's end")
+
+
+def test_a_connection_that_lies_idle_makes_room_for_another(listening):
+    ask = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with listening(max_connections=1) as address, connected(address) as idle:
+        idle.sendall(ask)
+        assert idle.recv(15) == b"HTTP/1.1 200 OK"
+        with connected(address) as line:
+            line.sendall(ask.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            assert everything(line).startswith(b"HTTP/1.1 200 OK")
+        assert b"HTTP/1.1" not in everything(idle)

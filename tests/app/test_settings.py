@@ -43,5 +43,17 @@ def test_every_setting_says_what_it_is_for_and_every_limit_names_its_unit():
         assert field.description, name
         if name.startswith("max_"):
             assert name.endswith(
-                ("_bytes", "_pixels", "_pictures", "_frames", "_scans", "_files", "_batches", "_connections", "_seconds", "_minutes")
+                (
+                    "_bytes",
+                    "_pixels",
+                    "_pictures",
+                    "_frames",
+                    "_scans",
+                    "_files",
+                    "_batches",
+                    "_connections",
+                    "_seconds",
+                    "_minutes",
+                    "_per_megapixel",
+                )
             ), name

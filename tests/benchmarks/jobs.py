@@ -158,7 +158,7 @@ def drive(folder: Path, jobs: int, steps: int, pause: float, chance: random.Rand
                 did[act] += 1
                 with socket.create_connection(("127.0.0.1", service.port)) as half:
                     half.sendall(
-                        b"POST /train HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+                        b"POST /train HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
                         b"Content-Length: 99999\r\n\r\n--b\r\n"
                         b'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + picture(0)[:5000]
                     )

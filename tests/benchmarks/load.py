@@ -26,22 +26,23 @@ def main() -> None:
     asked.add_argument("--seconds", type=float, default=120)
     asked.add_argument("--times", type=float, default=4)
     asked.add_argument("--side", type=int, default=512)
+    asked.add_argument("--best-seconds", type=float, default=15, help="to find out what it can do with one, two and three clients")
     asked.add_argument("--json", action="store_true")
     chosen = asked.parse_args()
     smooth = torch.linspace(0, 1, chosen.side)[:, None, None].expand(chosen.side, chosen.side, 3)
     noisy = smooth + 0.1 * torch.randn(chosen.side, chosen.side, 3, generator=torch.Generator().manual_seed(0))
     body = images.write(images.Picture(noisy.clamp(0, 1)), "jpeg")
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log", train_dir=folder) as service:
-        told = asyncio.run(_measured(service, request(body), chosen.seconds, chosen.times))
+        told = asyncio.run(_measured(service, request(body), chosen.seconds, chosen.times, chosen.best_seconds))
     print(json.dumps(told) if chosen.json else "\n".join(f"{name}: {value}" for name, value in told.items()))
     sys.exit(0 if all(told["held"].values()) else 1)  # type: ignore[union-attr, attr-defined]
 
 
-async def _measured(service: Service, data: bytes, seconds: float, times: float) -> dict[str, object]:
+async def _measured(service: Service, data: bytes, seconds: float, times: float, best_seconds: float) -> dict[str, object]:
     for _ in range(5):
         assert (await ask(service.port, data)).status == 200
     idle = [await _seconds(service, data) for _ in range(40)]
-    best = max([await _closed(service, data, clients, 15) for clients in (1, 2, 3)])
+    best = max([await _closed(service, data, clients, best_seconds) for clients in (1, 2, 3)])
     rows: list[tuple[int, float]] = []
     health: list[float] = []
 
@@ -52,7 +53,7 @@ async def _measured(service: Service, data: bytes, seconds: float, times: float)
 
     async def look() -> None:
         while True:
-            health.append(await _seconds(service, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+            health.append(await _seconds(service, b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"))
             await asyncio.sleep(0.25)
 
     began, tasks = time.perf_counter(), set[asyncio.Task[None]]()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,16 +45,42 @@ class Service:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def resident_bytes(self) -> int:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def family(self) -> list[int]:
+        """It and its children, by their process ids."""
+        try:
+            tasks = list(Path(f"/proc/{self.process.pid}/task").iterdir())
+            return [self.process.pid, *(int(pid) for task in tasks for pid in (task / "children").read_text().split())]
+        except OSError:  # a thread that ended meanwhile
+            return self.family() if self.alive() else []
 
-    def peak_bytes(self) -> int:
-        """The most that was resident since the last `forget_peak`."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    def resident_bytes(self, shared: bool = False) -> int:
+        """Of the family; `shared`: what two of them share is counted twice, which takes no time to find out."""
+        total = 0
+        for pid in self.family():
+            with contextlib.suppress(OSError):
+                if shared:
+                    total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                else:
+                    words = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    total += int(next(line for line in words.splitlines() if line.startswith("Pss:")).split()[1]) * 1024
+        return total
 
-    def forget_peak(self) -> None:
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+    @contextmanager
+    def watched(self) -> Iterator[list[int]]:
+        """In the list, at its end, lies the most that was resident of the family, by looking 50 times a second; shared counted twice."""
+        most, over = [0], threading.Event()
+
+        def look() -> None:
+            while not over.wait(0.02):
+                most[0] = max(most[0], self.resident_bytes(shared=True))
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        try:
+            yield most
+        finally:
+            over.set()
+            watcher.join()
 
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/task"))

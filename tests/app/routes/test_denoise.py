@@ -238,6 +238,8 @@ def test_a_picture_too_many_is_told_when_to_come_again(serve):
         admitted = threads.submit(ask, client)
         assert gate.began.wait(DEADLINE_SECONDS)
         refused = ask(client)
+        assert ask(client, strength="none").status_code == 429  # told before anything else of it is looked at
+        assert 'clearfold_requests_total{door="/denoise",method="POST",status="429"} 2.0' in client.get("/metrics").text
         gate.opened.set()
         assert admitted.result().status_code == 200
         assert ask(client).status_code == 200

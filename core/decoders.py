@@ -1,0 +1,293 @@
+"""Decodes pictures in child processes, so that no file can crash, hang or fill the process that asks. Decodes nothing here.
+
+Every byte of a file from outside is first looked at by C code in a child (see `core.decoder`): a crash there costs that one picture and
+a restart of 0.2 s. A child is killed when its time is over or nobody wants its picture any more, and is refused memory beyond the limit.
+It holds no key and no socket but its own, and what it says is JSON and samples, checked here and never run.
+
+All formats go this way, small pictures too: the files and the pixels lie in memory that both see, and what it costs beside decoding is
+1.5 ms of a processor for a JPEG of 256x256 and 4 ms for one of a megapixel. Children start as they are needed, some 30 MB each, and none
+is held while a picture of one frame is denoised; encoding stays with who asks, as it reads nothing but pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from core import decoder, images
+from core.decoder import Line
+from core.decoding import GoOn, late
+from core.denoiser import Cancelled
+from core.images import DEFAULT_LIMITS, ImageError, KeepGoing, Limits, Picture, Stack
+
+LOOK_SECONDS = 0.05
+"""Between two questions whether the picture is still wanted."""
+MAX_JOBS = 1000
+"""Then a child is replaced: whatever a library leaks goes with it."""
+ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
+"""What a child is told of its surroundings: no keys, no addresses."""
+TRIMMED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
+"""Large blocks go back to the system as they are freed."""
+TOO_LATE = (-signal.SIGPROF, -signal.SIGALRM)
+
+_log = logging.getLogger("clearfold")
+
+
+class _Gone(Exception):
+    """The child has ended in the middle of a job, or said what makes no sense."""
+
+
+class _Child:
+    """One child, and the socket to it."""
+
+    def __init__(self, module: str) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                cwd=Path(__file__).parents[1],
+                env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ} | TRIMMED,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+                pass_fds=(theirs.fileno(),),
+            )
+        ours.settimeout(LOOK_SECONDS)
+        self.line = Line(ours)
+        self.jobs = 0
+        self.busy = False  # in the middle of a job
+        self.keeps = 0  # the number of the file that it has open
+
+    def say(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        try:
+            self.line.send(message, descriptor)
+        except OSError as error:
+            raise _Gone from error
+
+    def hear(self, limits: Limits, go_on: GoOn) -> dict[str, Any]:
+        """What it answers; ImageError if that is a refusal or does not come in time."""
+        deadline = time.monotonic() + limits.max_decode_seconds
+
+        def waiting() -> None:
+            go_on()
+            if time.monotonic() > deadline:
+                raise late(limits)
+
+        received = self.line.receive(waiting)
+        if received is None:
+            raise _Gone
+        if isinstance(refused := received[0].get("refused"), str):
+            self.busy = False
+            raise ImageError(refused)
+        return received[0]
+
+    def end(self) -> int:
+        """Its exit status."""
+        self.line.end.close()
+        self.process.kill()
+        return self.process.wait()
+
+
+class Decoders:
+    """`most` child processes at a time, each running `module`. Whoever finds none free waits for one; threads may share it."""
+
+    def __init__(self, most: int, module: str = "core.decoder") -> None:
+        self._module = module
+        self._places = threading.BoundedSemaphore(most)
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._numbers = itertools.count(1)
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        """Has one ready for the first picture."""
+        self._put(_Child(self._module))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the children that have nothing to do, and the others once they have done it."""
+        with self._lock:
+            self._closed, idle, self._idle = True, self._idle, []
+        for child in idle:
+            child.end()
+
+    def open(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Stack:
+        """As `images.open`."""
+        form = images.known(data)
+        number = next(self._numbers)
+        with self._job(form.name, number, data, limits, lambda: None, decode=False) as (_, header):
+            count, width, height, pixels, loop = (header.get(name) for name in ("count", "width", "height", "pixels", "loop"))
+        if not (isinstance(count, int) and isinstance(width, int) and isinstance(height, int) and isinstance(pixels, int)):
+            raise _broken(form.name)
+
+        def frames(keep_going: KeepGoing) -> Iterator[Picture]:
+            return self._frames(form.name, number, data, count, limits, keep_going)
+
+        return Stack(form.name, count, width, height, pixels, frames, loop if isinstance(loop, int) else None)
+
+    def read(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Picture:
+        """As `images.read`."""
+        return images.only(self.open(data, limits))
+
+    def _frames(self, name: str, number: int, data: bytes, count: int, limits: Limits, keep_going: KeepGoing) -> Iterator[Picture]:
+        def go_on() -> None:
+            if not keep_going():
+                raise Cancelled("the picture was given up while it was decoded")
+
+        with self._job(name, number, data, limits, go_on, decode=True) as (child, _):
+            for _ in range(count - 1):
+                yield self._frame(child, name, limits, go_on)
+            last = [self._frame(child, name, limits, go_on)]
+            child.busy = False
+        yield last.pop()
+
+    def _frame(self, child: _Child, name: str, limits: Limits, go_on: GoOn) -> Picture:
+        child.say({})
+        try:
+            frame = decoder.heard(child.hear(limits, go_on), limits)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ImageError):
+                raise
+            raise _Gone from error
+        descriptor, memory = _shared(decoder.pixel_bytes(frame))
+        try:
+            child.say({}, descriptor)
+        finally:
+            os.close(descriptor)
+        child.hear(limits, go_on)
+        samples, alpha = decoder.planes(frame, memory)
+        return images.assembled(name, frame, torch.from_numpy(samples), None if alpha is None else torch.from_numpy(alpha))
+
+    @contextmanager
+    def _job(
+        self, name: str, number: int, data: bytes, limits: Limits, go_on: GoOn, decode: bool
+    ) -> Iterator[tuple[_Child, dict[str, Any]]]:
+        """A child that has opened the file, and what it found; the one that has opened it before, if that is free and did nothing else."""
+        with self._child(name, number, limits, go_on) as child:
+            job = {"open": images.FORMATS[name].open.__name__, "size": len(data), "limits": dataclasses.asdict(limits), "decode": decode}
+            if child.keeps == number:
+                child.say(job)
+            else:
+                descriptor = _file(data)
+                try:
+                    child.say(job, descriptor)
+                finally:
+                    os.close(descriptor)
+            child.keeps = 0
+            header = child.hear(limits, go_on)
+            child.busy = decode
+            if not decode:
+                child.keeps = number
+            yield child, header
+
+    @contextmanager
+    def _child(self, name: str, number: int, limits: Limits, go_on: GoOn) -> Iterator[_Child]:
+        while not self._places.acquire(timeout=LOOK_SECONDS):
+            go_on()
+        try:
+            child = self._take(number)
+            try:
+                yield child
+            except _Gone as gone:
+                status = child.end()
+                if status in TOO_LATE:
+                    raise _too_slow(limits) from gone
+                _log.warning("a decoder of %s pictures ended with status %d", name, status)
+                raise _broken(name) from gone
+            finally:
+                self._put(child)
+        finally:
+            self._places.release()
+
+    def _take(self, number: int) -> _Child:
+        with self._lock:
+            child = next((each for each in self._idle if each.keeps == number), self._idle[-1] if self._idle else None)
+            if child is not None:
+                self._idle.remove(child)
+        if child is not None and child.process.poll() is not None:
+            child.end()
+            child = None
+        child = child or _Child(self._module)
+        child.jobs += 1
+        child.busy = True
+        return child
+
+    def _put(self, child: _Child) -> None:
+        if child.busy or child.jobs >= MAX_JOBS or child.process.returncode is not None:
+            child.end()
+            if self._idle or self._closed:
+                return
+            child = _Child(self._module)  # it starts while nobody waits for it
+        with self._lock:
+            if not self._closed:
+                self._idle.append(child)
+                return
+        child.end()
+
+
+def _too_slow(limits: Limits) -> ImageError:
+    return ImageError(
+        f"decoding took more of the processor than max_decode_seconds_per_megapixel = {limits.max_decode_seconds_per_megapixel:g} "
+        "and one second more: send a smaller picture"
+    )
+
+
+def _broken(name: str) -> ImageError:
+    return ImageError(f"the {name} picture is broken so that its decoder failed: save it anew as plain PNG or JPEG")
+
+
+def _memory(name: str) -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _sealed(descriptor: int, *seals: str) -> None:
+    """The child cannot change what the parent relies on: a file that shrinks would end whoever reads it."""
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, f"F_SEAL_{seal}") for seal in seals))
+
+
+def _file(data: bytes) -> int:
+    descriptor, left = _memory("file"), memoryview(data)
+    with contextlib.ExitStack() as failed:
+        failed.callback(os.close, descriptor)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        _sealed(descriptor, "SHRINK", "GROW", "WRITE", "SEAL")
+        failed.pop_all()
+    return descriptor
+
+
+def _shared(size: int) -> tuple[int, mmap.mmap]:
+    descriptor = _memory("pixels")
+    with contextlib.ExitStack() as failed:
+        failed.callback(os.close, descriptor)
+        os.ftruncate(descriptor, size)
+        _sealed(descriptor, "SHRINK", "GROW", "SEAL")
+        memory = mmap.mmap(descriptor, size)
+        failed.pop_all()
+    return descriptor, memory

@@ -1,0 +1,535 @@
+"""Bytes of a picture file in, samples out, by libvips and Pillow. Holds no tensor and loads no torch, so that a small process can do it.
+
+Refuses whatever it could only read by silently losing something (a file cut short, a broken stretch of JPEG, samples of a rare depth).
+Every refusal is an `ImageError`, its text fit for the person who sent the file.
+
+libvips decodes what it reads at full depth and strictly (PNG, JPEG, TIFF), Pillow the rest; no pixel is decoded before size, depth and
+frames are found within the limits. Pixels go, a strip at a time, to their upright place in memory that the caller gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import re
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from core import metadata as blocks
+from core import tiff
+from core.metadata import Metadata
+from core.vips import pyvips
+
+Samples = NDArray[Any]
+"""(H, W, C) uint8, uint16 or float32; C: grey or RGB, alpha behind it."""
+GoOn = Callable[[], None]
+"""Asked between strips and frames; whatever it raises ends the decoding."""
+
+SEGMENT = re.compile(rb"\xff[^\0\x01\xff\xd0-\xd8]")  # a JPEG marker that a length follows, or the last one
+HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision")  # what libjpeg warns of, and has lost nothing by
+TURNS: dict[int, Callable[[Samples], Samples]] = {  # EXIF orientation -> what makes (H, W, ...) upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+BACK = {6: 8, 8: 6}
+"""The orientation that undoes one; each of the others undoes itself."""
+KINDS = {"uchar": "uint8", "ushort": "uint16", "float": "float32"}
+MAX_PARTS = 1 << 16  # chunks of a PNG, segments of a JPEG: each is looked at, and may be next to nothing
+STRIP_BYTES = 1 << 21  # decoded at a time
+
+pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`
+
+
+class ImageError(ValueError):
+    """The picture cannot be read or written; the text says to its sender what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is read at most. Size, frames and scans are known before any pixel is decoded."""
+
+    max_pixels: int = 40_000_000  # of a frame
+    max_total_pixels: int = 200_000_000  # of all frames together
+    max_side_pixels: int = 32_768
+    max_frames: int = 200
+    max_scans: int = 64  # of a progressive JPEG: each one is a pass over the whole picture, for a few bytes of file
+    max_decode_seconds: float = 30.0  # for a frame
+    max_decode_seconds_per_megapixel: float = 0.5  # of a processor, beside one second; where a process of its own decodes
+    max_decode_bytes: int = 256 << 20  # of memory, beside 32 for each pixel of a frame; where a process of its own decodes
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is known of one picture of a file before its pixels are. H, W: height and width, upright."""
+
+    height: int
+    width: int
+    channels: int  # 1, grey, or 3
+    alpha: bool
+    kind: str  # numpy's name of the samples' type
+    metadata: Metadata  # checked
+    changed: tuple[str, ...] = ()  # what is not as it came
+    milliseconds: int = 0  # that an animation shows it
+
+
+Fill = Callable[[Samples, Samples | None, GoOn], None]
+"""Decodes a frame's pixels into (H, W, channels) and, if there is alpha, (H, W)."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose header was read and found within the limits."""
+
+    format: str
+    count: int  # of frames
+    width: int  # of the first frame
+    height: int
+    pixels: int  # of all frames together
+    frames: Callable[[GoOn], Iterator[tuple[Frame, Fill]]]  # each as it is asked for, to be filled before the next
+    loop: int | None = None  # times that an animation is shown, 0 for ever
+
+
+Opener = Callable[[bytes, Limits], Opened]
+
+
+@contextmanager
+def told(name: str, *through: type[Exception]) -> Iterator[None]:
+    """Turns whatever a decoder raises on hostile bytes, from SyntaxError to MemoryError, into an ImageError; `through` passes."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError("the picture is too large: shrink it") from None
+    except Exception as error:
+        if isinstance(error, through):
+            raise
+        raise ImageError(f"the {name} picture is broken, cut short or of a rare kind: save it anew as plain PNG or JPEG") from error
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture is {width} x {height}; each side must be at least 1: send one with pixels")
+    if max(width, height) > limits.max_side_pixels:
+        raise ImageError(f"the picture is {width} x {height}; a side may be at most max_side_pixels = {limits.max_side_pixels}: shrink it")
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"the picture has {width * height} pixels; at most max_pixels = {limits.max_pixels} are accepted: shrink it or raise the limit"
+        )
+
+
+def _check_frames(count: int, pixels: int, limits: Limits) -> None:
+    if count > limits.max_frames:
+        raise ImageError(f"the file holds {count} frames; at most max_frames = {limits.max_frames} are accepted: send fewer at a time")
+    if pixels > limits.max_total_pixels:
+        raise ImageError(
+            f"the file's frames have {pixels} pixels together; at most max_total_pixels = {limits.max_total_pixels} are accepted: "
+            "send fewer frames at a time"
+        )
+
+
+def late(limits: Limits) -> ImageError:
+    return ImageError(f"decoding took longer than max_decode_seconds = {limits.max_decode_seconds:g}: send a smaller picture")
+
+
+def _timed(limits: Limits, go_on: GoOn) -> GoOn:
+    """Raises, too, once the time for a frame is over."""
+    deadline = time.monotonic() + limits.max_decode_seconds
+
+    def look() -> None:
+        go_on()
+        if time.monotonic() > deadline:
+            raise late(limits)
+
+    return look
+
+
+# --- strips ----------------------------------------------------------------------------------------------------------
+
+
+def _fill(strips: Iterator[tuple[int, Samples]], orientation: int, colours: Samples, alpha: Samples | None, go_on: GoOn) -> None:
+    """Puts strips, each with its first row as the file counts, to their upright places."""
+    turn = BACK.get(orientation, orientation)
+    back: Callable[[Samples], Samples] = TURNS.get(turn, lambda a: a)
+    lying, lying_alpha = back(colours), None if alpha is None else back(alpha)  # views, in the file's own order
+    go_on()
+    for top, strip in strips:
+        rows = slice(top, top + len(strip))
+        if lying_alpha is None:
+            lying[rows] = strip
+        else:
+            lying[rows] = strip[..., :-1]
+            lying_alpha[rows] = strip[..., -1]
+        go_on()
+
+
+def _frame(
+    size: tuple[int, int], bands: int, kind: str, orientation: int, metadata: Metadata,
+    strips: Callable[[], Iterator[tuple[int, Samples]]], limits: Limits, **more: Any,
+) -> tuple[Frame, Fill]:  # fmt: skip
+    """`size`: width and height as the file has them."""
+    width, height = size if orientation < 5 or orientation not in TURNS else size[::-1]
+
+    def fill(colours: Samples, alpha: Samples | None, go_on: GoOn) -> None:
+        _fill(strips(), orientation, colours, alpha, _timed(limits, go_on))
+
+    grey = bands < 3
+    return Frame(height, width, 1 if grey else 3, bands in (2, 4), kind, metadata.checked(grey), **more), fill
+
+
+def _rows(width: int, bands: int, itemsize: int) -> int:
+    return max(16, STRIP_BYTES // (width * bands * itemsize))
+
+
+# --- libvips ---------------------------------------------------------------------------------------------------------
+
+
+def _by_vips(
+    image: pyvips.Image, orientation: int, metadata: Metadata, limits: Limits,
+    again: Callable[[pyvips.Error], pyvips.Image] | None = None, changed: tuple[str, ...] = (),
+) -> tuple[Frame, Fill]:  # fmt: skip
+    """`again`: what to decode instead after an error, or that raises it."""
+    if image.format not in KINDS or image.bands > 4:
+        raise ImageError(f"the picture has {image.bands} channels of {image.format}; it must be grey or RGB of 8 or 16 bits: save it so")
+    size, bands, kind = (image.width, image.height), image.bands, KINDS[image.format]
+
+    def strips() -> Iterator[tuple[int, Samples]]:
+        try:
+            yield from _vips_strips(image, kind)
+        except pyvips.Error as error:
+            if again is None:
+                raise
+            other = again(error)
+            if (other.width, other.height, other.bands, other.format) != (*size, bands, image.format):
+                raise
+            yield from _vips_strips(other, kind)
+
+    return _frame(size, bands, kind, orientation, metadata, strips, limits, changed=changed)
+
+
+def _vips_strips(image: pyvips.Image, kind: str) -> Iterator[tuple[int, Samples]]:
+    W, H, C = image.width, image.height, image.bands
+    region, rows = pyvips.Region.new(image), _rows(W, C, np.dtype(kind).itemsize)
+    for top in range(0, H, rows):
+        height = min(rows, H - top)
+        yield top, np.frombuffer(region.fetch(0, top, W, height), kind).reshape(height, W, C)
+
+
+def _converted(image: pyvips.Image) -> tuple[pyvips.Image, tuple[str, ...]]:
+    """CMYK as sRGB, by its own profile or else libvips' of a common press."""
+    if image.interpretation != "cmyk":
+        return image, ()
+    if image.bands != 4:
+        raise ImageError("the picture is CMYK with transparency; it must be grey or RGB: convert it to RGB first")
+    depth = 16 if image.format == "ushort" else 8
+    return image.icc_transform("srgb", embedded=True, input_profile="cmyk", depth=depth), ("CMYK became sRGB",)
+
+
+def _one(format: str, image: pyvips.Image, limits: Limits, frames: Callable[[GoOn], Iterator[tuple[Frame, Fill]]]) -> Opened:
+    _check_size(image.width, image.height, limits)
+    return Opened(format, 1, image.width, image.height, image.width * image.height, frames)
+
+
+def _upright(metadata: Metadata) -> tuple[int, Metadata]:
+    orientation, exif = blocks.upright(metadata.checked(False).exif)
+    return orientation, dataclasses.replace(metadata, exif=exif if exif is not None else metadata.exif)
+
+
+def open_png(data: bytes, limits: Limits) -> Opened:
+    clean, found, count = _screened_png(data)
+    width, height = struct.unpack_from(">II", clean, 16)
+    _check_size(width, height, limits)
+    if count > 1:
+        if clean[24] == 16:
+            raise ImageError("the picture is animated and has 16 bits; animations are read with 8: save it so, or its frames one by one")
+        return _by_pillow("png", clean, PngImageFile, limits, found.metadata())
+
+    def image() -> pyvips.Image:
+        return pyvips.Image.pngload_buffer(clean, access="sequential", fail_on="error")
+
+    def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
+        yield _by_vips(image(), *_upright(found.metadata()), limits)
+
+    return _one("png", image(), limits, frames)
+
+
+def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
+    """The chunks that make pixels, each sum checked; what the others say; how many frames there are. What trails is dropped."""
+    kept, position, kind, found, count = [data[:8]], 8, b"", blocks.Png(), 1
+    for _ in range(MAX_PARTS):
+        if kind == b"IEND":
+            break
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + length + 12]
+        position += length + 12
+        body = chunk[8:-4]
+        whole = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        frame = kind in (b"acTL", b"fcTL", b"fdAT")
+        if (kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS") or frame) and not whole:
+            raise ImageError(f"the png picture's {kind.decode()} part is damaged or cut short: send an unharmed copy")
+        if kind == b"acTL":
+            count = int.from_bytes(body[:4], "big")
+        if kind[0] < ord("a") or kind == b"tRNS" or frame:  # a capital begins the name of a chunk that no decoder may skip
+            kept.append(chunk)
+        else:
+            found.chunk(kind, body, whole)
+    if kind != b"IEND":
+        raise ImageError(f"the png picture has more than {MAX_PARTS} parts: save it anew")
+    if count < 2:  # a still picture to every reader
+        kept = [chunk for chunk in kept if chunk[4:8] not in (b"acTL", b"fcTL", b"fdAT")]
+    return b"".join(kept), found, count
+
+
+def open_jpeg(data: bytes, limits: Limits) -> Opened:
+    found = _screened_jpeg(data, limits)
+
+    def image(fail_on: str) -> pyvips.Image:
+        return pyvips.Image.jpegload_buffer(data, access="sequential", fail_on=fail_on)
+
+    def leniently(error: pyvips.Error) -> pyvips.Image:
+        if not any(words in str(error) for words in HARMLESS):
+            raise error
+        return _converted(image("error"))[0]
+
+    def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
+        orientation, metadata = _upright(found.metadata())
+        try:  # libjpeg fills what is missing with grey, and no more than warns of it
+            source, changed = _converted(image("warning"))
+        except pyvips.Error as error:
+            source, changed = leniently(error), ()
+        if changed:  # its profile was used up
+            metadata = dataclasses.replace(metadata, icc=None)
+        yield _by_vips(source, orientation, metadata, limits, leniently, changed)
+
+    return _one("jpeg", image("error"), limits, frames)
+
+
+def _screened_jpeg(data: bytes, limits: Limits) -> blocks.Jpeg:
+    """Counts scans, as the decoder will meet them: segment by segment, then on to the next marker."""
+    position, scans, parts, found = 2, 0, 0, blocks.Jpeg()
+    while marker := SEGMENT.search(data, position):
+        kind = marker[0][1]
+        parts += 1
+        if parts > MAX_PARTS:
+            raise ImageError(f"the jpeg picture has more than {MAX_PARTS} parts: save it anew")
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        if scans > limits.max_scans:
+            raise ImageError(f"the jpeg picture has more than max_scans = {limits.max_scans} scans: save it anew, not progressive")
+        end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        if not scans and 0xE0 <= kind <= 0xEF:
+            found.segment(kind, data[marker.end() + 2 : end])
+        position = end
+    return found
+
+
+def open_tiff(data: bytes, limits: Limits) -> Opened:
+    pages: list[tuple[int, tiff.Directory]] = []
+    pixels = 0
+    for number, page in enumerate(tiff.Structure(data).pages()):
+        if number >= 2 * limits.max_frames:
+            _check_frames(number, pixels, limits)
+        if number and page.number(254, 0) & 1:  # a smaller version of another page
+            continue
+        width, height = page.number(256, 0), page.number(257, 0)
+        _check_size(width, height, limits)
+        pixels += width * height
+        pages.append((number, page))
+        _check_frames(len(pages), pixels, limits)
+        _check_tiff(page)
+
+    def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
+        for number, page in pages:
+            orientation, metadata = blocks.from_tiff(page)
+            image = pyvips.Image.tiffload_buffer(data, page=number, access="sequential", fail_on="error")
+            if (image.width, image.height) != (page.number(256, 0), page.number(257, 0)):
+                raise ImageError("the tiff picture's directories contradict each other: save it anew")
+            source, changed = _converted(image)
+            if changed:
+                metadata = dataclasses.replace(metadata, icc=None)
+            yield _by_vips(source, orientation, metadata, limits, changed=changed)
+
+    if not pages:
+        raise ImageError("the tiff file holds no picture: send one that does")
+    first = pages[0][1]
+    return Opened("tiff", len(pages), first.number(256, 0), first.number(257, 0), pixels, frames)
+
+
+def _check_tiff(page: tiff.Directory) -> None:
+    bits, kinds, channels = set(page.numbers(258, (1,))), set(page.numbers(339, (1,))), page.number(277, 1)
+    photometric = page.number(262, 1)
+    if kinds == {3} and bits == {32}:
+        fine = photometric in (1, 2)
+    else:
+        if not kinds <= {1, 4}:  # 4: undefined, as good as unsigned
+            raise ImageError(
+                "the picture's samples are signed, or floats of another depth than 32 bits: save it unsigned, or as 32-bit floats"
+            )
+        if len(bits) > 1 or not bits <= {1, 2, 4, 8, 16}:
+            raise ImageError(f"the picture has {max(bits)} bits a sample; it must have 1, 2, 4, 8 or 16, or 32-bit floats: save it so")
+        fine = photometric in (0, 1, 2, 3, 5, 6)
+    if not fine or channels > (5 if photometric == 5 else 4 if photometric in (2, 6) else 2):
+        raise ImageError("the picture's samples are of a rare kind; they must be grey, RGB or CMYK: convert it to RGB first")
+
+
+# --- Pillow ----------------------------------------------------------------------------------------------------------
+
+GREY_MODES = ("L", "LA", "La", "1")
+COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr")
+
+
+def _by_pillow(
+    name: str, data: bytes, decoder: Callable[[io.BytesIO], ImageFile.ImageFile], limits: Limits, metadata: Metadata | None = None
+) -> Opened:
+    # The decoder's class rather than Image.open: no other format is ever tried, and the size limit is ours alone.
+    image = decoder(io.BytesIO(data))
+    width, height = image.size
+    _check_size(width, height, limits)
+    count = getattr(image, "n_frames", 1)
+    _check_frames(count, count * width * height, limits)
+    if image.mode not in GREY_MODES + COLOUR_MODES:
+        raise ImageError(f"the picture's samples are {image.mode}; they must be grey or RGB: convert it to RGB first")
+    orientation, said = _upright(metadata if metadata is not None else _said(image))
+    image.close()
+
+    def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
+        with decoder(io.BytesIO(data)) as image:
+            for number in range(count):
+                look = _timed(limits, go_on)
+                look()
+                image.seek(number)
+                image.load()
+                look()
+                shown = int(image.info.get("duration") or 0)
+                mode = ("L" if image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
+                strips = functools.partial(_pillow_strips, image, mode)
+                yield _frame(image.size, len(mode), "uint8", orientation, said, strips, limits, milliseconds=shown)
+
+    loop = image.info.get("loop") if count > 1 else None
+    return Opened(name, count, width, height, count * width * height, frames, loop)
+
+
+def _pillow_strips(image: Image.Image, mode: str) -> Iterator[tuple[int, Samples]]:
+    rows = _rows(image.width, len(mode), 1)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        strip = strip if strip.mode == mode else strip.convert(mode)
+        yield top, np.frombuffer(strip.tobytes(), np.uint8).reshape(strip.height, strip.width, len(mode))
+
+
+def _said(image: ImageFile.ImageFile) -> Metadata:
+    def block(name: str) -> bytes | None:
+        found = image.info.get(name)
+        return found if isinstance(found, bytes) and found else None
+
+    exif = block("exif")
+    return Metadata(
+        icc=block("icc_profile"),
+        exif=None if exif is None else blocks.EXIF_HEAD + exif.removeprefix(blocks.EXIF_HEAD),
+        xmp=block("xmp"),
+    )
+
+
+def open_webp(data: bytes, limits: Limits) -> Opened:
+    return _by_pillow("webp", data, WebPImageFile, limits)
+
+
+def open_bmp(data: bytes, limits: Limits) -> Opened:
+    return _by_pillow("bmp", data, BmpImageFile, limits)
+
+
+def open_gif(data: bytes, limits: Limits) -> Opened:
+    _check_frames(_gif_frames(data), 0, limits)  # before Pillow, which counts them by way of their pixels
+    return _by_pillow("gif", data, GifImageFile, limits)
+
+
+def _gif_frames(data: bytes) -> int:
+    """Counts pictures by their blocks, which is much less work than to decode them. Source: GIF89a specification."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    count = 0
+    while at < len(data) and data[at] != 0x3B:
+        if data[at] == 0x2C:
+            count += 1
+            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 0x80 else 0)
+        else:
+            at += 2
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+    return count
+
+
+def open_avif(data: bytes, limits: Limits) -> Opened:
+    box = data.find(b"av1C")  # the decoder's configuration; 0x40 in its third byte is high_bitdepth
+    if box >= 0 and data[box + 6 : box + 7] and data[box + 6] & 0x40:
+        raise ImageError("the avif picture has more than 8 bits a sample; only 8 are read: save it with 8 bits")
+    opened = _by_pillow("avif", data, _avif, limits)
+    if opened.count > 1:
+        raise ImageError(f"the file holds {opened.count} frames; an avif picture must hold 1: save it as an animated webp")
+    return opened
+
+
+def _avif(file: io.BytesIO) -> AvifImageFile:
+    """Opens again without EXIF what does not open with it: the decoder fails the whole picture for a broken block."""
+    try:
+        return AvifImageFile(file)
+    except Exception:
+        return AvifImageFile(io.BytesIO(file.getvalue().replace(b"Exif", b"none")))
+
+
+# --- HEIC, where its extra is installed ---
+
+
+def open_heic(data: bytes, limits: Limits) -> Opened:
+    """The primary picture. HEIC turns it upright itself, whatever its EXIF says."""
+    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    width, height = file.size
+    _check_size(width, height, limits)
+
+    def block(name: str) -> bytes | None:
+        found = file.info.get(name)
+        return found if isinstance(found, bytes) and found else None
+
+    def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
+        _, metadata = _upright(Metadata(icc=block("icc_profile"), exif=block("exif"), xmp=block("xmp")))
+        samples = np.asarray(file)
+        samples = samples if samples.ndim == 3 else samples[..., None]
+        size = samples.shape[1], samples.shape[0]
+        yield _frame(size, samples.shape[2], samples.dtype.name, 1, metadata, lambda: iter([(0, samples)]), limits)
+
+    return Opened("heic", 1, width, height, width * height, frames)
+
+
+OPENERS: dict[str, Opener] = {
+    each.__name__: each for each in (open_png, open_jpeg, open_webp, open_tiff, open_bmp, open_gif, open_avif, open_heic)
+}
+"""By name, for another process to ask for."""
