@@ -5,6 +5,7 @@ from typing import Annotated, TypedDict
 from fastapi import Depends, Request
 
 from app.jobs import Jobs
+from app.kept import Kept
 from app.limits import Workers
 from app.metrics import Metrics
 from app.models import Models
@@ -15,6 +16,7 @@ class State(TypedDict):
     settings: Settings
     models: Models
     workers: Workers
+    kept: Kept
     jobs: Jobs
     metrics: Metrics
 
@@ -32,6 +34,10 @@ async def _workers(request: Request) -> Workers:
     return request.state.workers  # type: ignore[no-any-return]
 
 
+async def _kept(request: Request) -> Kept:
+    return request.state.kept  # type: ignore[no-any-return]
+
+
 async def _jobs(request: Request) -> Jobs:
     return request.state.jobs  # type: ignore[no-any-return]
 
@@ -43,5 +49,6 @@ async def _metrics(request: Request) -> Metrics:
 SettingsNow = Annotated[Settings, Depends(_settings)]
 ModelsNow = Annotated[Models, Depends(_models)]
 WorkersNow = Annotated[Workers, Depends(_workers)]
+KeptNow = Annotated[Kept, Depends(_kept)]
 JobsNow = Annotated[Jobs, Depends(_jobs)]
 MetricsNow = Annotated[Metrics, Depends(_metrics)]

@@ -1,7 +1,7 @@
 // The Denoise part: pictures come in, each is shown before and after, and goes out as a file.
 import { h, hide, range, save, say, settled } from "./dom.js";
 import * as pictures from "./pictures.js";
-import { cancelled, denoise, hasKey, json } from "./service.js";
+import { cancelled, denoise, denoiseKept, hasKey, json } from "./service.js";
 import { bytes, duration, text } from "./strings.js";
 import { VIEWS, Viewer } from "./viewer.js";
 
@@ -364,7 +364,7 @@ export class Denoise {
     const wishes = { sigma, strength, format: "png", crop: [region.x, region.y, region.width, region.height].join(), ...(model && { model }) };
     this.#hint(text.preview.making);
     try {
-      const { blob, header } = await denoise(item.file, wishes, { signal: stop.signal });
+      const { blob, header } = await denoiseKept(item, { ...wishes, keep: true }, { signal: stop.signal });
       const opened = await pictures.open(blob, false);
       if (stop.signal.aborted || item !== this.current) return pictures.close(opened.id);
       this.#learn(item, header, region.width * region.height);
@@ -462,7 +462,7 @@ export class Denoise {
         item.state = "sending";
         item.sent = 0;
         this.#update();
-        return denoise(item.file, wishes, {
+        return denoiseKept(item, wishes, {
           signal,
           onsent: (share) => {
             item.sent = share;

@@ -13,7 +13,7 @@ from typing import cast
 import httpx
 import pytest
 import torch
-from browsing import Tabs, accessible, button, launched, needs_browser, served, shoot, shown, tabs
+from browsing import Tabs, accessible, button, needs_browser, served, shoot, shown, tabs
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
@@ -59,22 +59,17 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     gates = [Gate()]
-    settings = Settings(train_dir=tmp_path_factory.mktemp("page"), device="cpu", workers=1, max_queued_pictures=0)
+    settings = Settings(
+        train_dir=tmp_path_factory.mktemp("page"), device="cpu", workers=1, max_queued_pictures=0, max_kept_bytes=2 * 3 * WIDTH * HEIGHT
+    )
     gated = cast(Denoiser, Toy(lambda *given: gates[-1](*given), name="gated"))
     with served(create_app(settings, lambda settings: Models(settings, *Models.load(settings), gated))) as address:
         yield Service(address, gates)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
 @pytest.fixture
-def open_tab(browser: Browser, service: Service) -> Iterator[Tabs]:
-    with tabs(browser, service.address) as open_tab:
-        yield open_tab
+def address(service: Service) -> str:
+    return service.address
 
 
 @pytest.fixture
@@ -374,6 +369,33 @@ def test_moving_a_slider_previews_the_part_that_is_seen(page: Page, service: Ser
     button(page, "Gentle").click()
     expect(button(page, "Gentle")).to_have_attribute("aria-pressed", "true")
     assert "strength=0.6" in page.url
+
+
+def test_the_file_is_sent_once_for_many_previews_and_again_when_the_service_has_let_go_of_it(page: Page, service: Service) -> None:
+    sent: list[bool] = []  # with the file in it?
+    page.on("request", lambda request: "/denoise?" in request.url and sent.append("x-clearfold-kept" not in request.headers))
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("3")
+    strength = page.get_by_label("Strength", exact=True).first
+    for value in ("0.5", "1.5"):
+        with page.expect_response(re.compile(f"strength={value}&")):
+            strength.fill(value)
+    previewed(page)
+    assert sent == [True, False, False]
+    assert farthest(picture(page), decoded(service.denoise(CAT, strength=1.5))) <= 1
+    whole(page)
+    assert sent == [True, False, False, False]
+    assert farthest(picture(page), decoded(service.denoise(CAT, strength=1.5))) == 0
+    for seed in (2, 3):  # others' pictures, for which there is no room besides
+        httpx.post(f"{service.address}/denoise", params={"keep": True, "strength": 0}, content=noisy(seed=seed)).raise_for_status()
+    del sent[:]
+    with page.expect_response(re.compile("strength=2&")) as gone:
+        strength.fill("2")
+    assert gone.value.status == 404
+    previewed(page)
+    assert sent == [False, True]
+    assert farthest(picture(page), decoded(service.denoise(CAT, strength=2))) <= 1
 
 
 def test_the_settings_live_in_the_address_and_in_the_command_for_curl(page: Page, service: Service, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browsing import Tabs, accessible, button, launched, needs_browser, served, shoot, shown, tabs
-from playwright.sync_api import Browser, Page, Route, expect
+from browsing import Tabs, accessible, button, needs_browser, served, shoot, shown
+from playwright.sync_api import Page, Route, expect
 from toys import encoded, noise, wait_for
 
 from app.main import create_app
@@ -24,18 +24,6 @@ def address(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The service with the small model `same`."""
     with served(create_app(Settings(models_dir=models_dir, train_dir=tmp_path_factory.mktemp("train"), device="cpu"))) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def open_tab(browser: Browser, address: str) -> Iterator[Tabs]:
-    with tabs(browser, address) as open_tab:
-        yield open_tab
 
 
 @pytest.fixture
