@@ -1,5 +1,5 @@
 // The Denoise part: pictures come in, each is shown before and after, and goes out as a file.
-import { h, hide, range, save, say, settled } from "./dom.js";
+import { dropped, h, hide, range, save, say, settled } from "./dom.js";
 import * as pictures from "./pictures.js";
 import { cancelled, denoise, denoiseKept, hasKey, json } from "./service.js";
 import { bytes, duration, text } from "./strings.js";
@@ -161,11 +161,11 @@ export class Denoise {
     window.addEventListener("dragenter", (event) => carries(event) && over(++depth > 0));
     window.addEventListener("dragleave", (event) => carries(event) && over(--depth > 0));
     window.addEventListener("dragover", (event) => carries(event) && event.preventDefault());
-    window.addEventListener("drop", (event) => {
+    window.addEventListener("drop", async (event) => {
       if (!carries(event)) return;
       event.preventDefault();
       over((depth = 0) > 0);
-      this.add([...event.dataTransfer.files]);
+      this.add((await dropped(event.dataTransfer)).map(({ file }) => file));
     });
     window.addEventListener("paste", (event) => {
       const files = [...(event.clipboardData?.files ?? [])];

@@ -11,7 +11,7 @@ const ACTIVE = ["queued", "running", "cancelling"];
 const ENDED = ["cancelled", "done", "failed"];
 const GLANCE = 5000; // milliseconds between two looks at the list, while something in it goes on
 const ZIP = /\.zip$/i;
-const GOAL = /^(.*)[_-]([12ab])$/i;
+const HALVES = [/^(.*?)[ _.-]?([12])$/, /^(.*?)[ _.-]?(noisy|clean)$/];
 
 const when = (iso) => (iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "");
 const changed = () => window.dispatchEvent(new Event("models"));
@@ -458,15 +458,19 @@ export class Train {
   }
 }
 
-// How many pairs these paths make: x_1 with x_2, or one name in two folders.
+// How many pairs these paths make, by the service's rules: x_1 with x_2, x_noisy with x_clean, or one name in two folders.
 function paired(paths) {
-  const groups = new Map();
-  for (const path of paths) {
-    const parts = path.split("/");
-    const file = parts.pop().replace(/\.[^.]*$/, "");
-    const key = GOAL.exec(file)?.[1] ?? (parts.length ? file : null);
-    if (key !== null) groups.set(key, (groups.get(key) ?? 0) + 1);
+  const files = paths.map((path) => /^(?:(.*)\/)?(.*?)(?:\.[^.]*)?$/.exec(path.toLowerCase()));
+  for (const rule of HALVES) {
+    const halves = files.map(([, folder = "", stem]) => [folder, rule.exec(stem)?.[1]].join("\n"));
+    if (files.every(([, , stem]) => rule.test(stem))) return twos(halves);
   }
-  return [...groups.values()].filter((count) => count === 2).length;
+  if (new Set(files.map(([, folder]) => folder)).size !== 2) return 0;
+  return twos(files.map(([, , stem]) => stem));
 }
 
+function twos(keys) {
+  const counts = new Map();
+  for (const key of keys) counts.set(key, (counts.get(key) ?? 0) + 1);
+  return [...counts.values()].filter((count) => count === 2).length;
+}

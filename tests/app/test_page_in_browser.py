@@ -13,7 +13,7 @@ from typing import cast
 import httpx
 import pytest
 import torch
-from browsing import Tabs, accessible, button, needs_browser, served, shoot, shown, tabs
+from browsing import Tabs, accessible, button, drop, needs_browser, served, shoot, shown, tabs
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
@@ -162,6 +162,16 @@ def test_pictures_are_dropped_anywhere(page: Page) -> None:
     page.dispatch_event("header", "drop", carried)
     expect(page.locator("body.dropping")).to_have_count(0)
     expect(page.locator(".film li")).to_have_count(2)
+    previewed(page)
+
+
+def test_a_dropped_folders_pictures_are_taken(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "pets" / "dogs").mkdir(parents=True)
+    (tmp_path / "pets" / "cat.png").write_bytes(CAT)
+    (tmp_path / "pets" / "dogs" / "dog.png").write_bytes(DOG)
+    (tmp_path / "pets" / ".hidden").write_bytes(b"")
+    drop(page, "main", tmp_path / "pets")
+    expect(page.locator(".film .name")).to_have_text(["cat.png", "dog.png"])
     previewed(page)
 
 

@@ -40,6 +40,18 @@ def test_a_child_ends_when_its_parent_is_gone(job):
         assert process.wait(DEADLINE_SECONDS) == 1
 
 
+def test_the_time_left_is_that_of_whichever_ends_first(job):
+    with child(job, seconds=3500.0) as process:  # of an hour, and of a million steps
+        assert 0 < json.loads(process.stdout.readline())["seconds_left"] < 100
+        process.stdin.close()
+    (job / "order.json").write_text(Order(model="m", minutes=60, steps=3, device="cpu").model_dump_json())
+    (job / "plan.json").unlink()
+    with child(job) as process:
+        left = [json.loads(line)["seconds_left"] for line in process.stdout if b"seconds_left" in line]
+    assert len(left) == 3
+    assert left[-1] == 0
+
+
 def test_a_child_that_cannot_train_says_why(job):
     (job / "pictures/1.png").unlink()
     with child(job) as process:
