@@ -93,7 +93,7 @@ export class Denoise {
       "section",
       { class: "desk", "aria-label": text.film.label },
       this.tools,
-      h("div", { class: "table" }, this.viewer.element, this.empty, this.over),
+      h("div", { class: "table" }, this.viewer.element, this.empty, this.over, h("p", { class: "letgo" }, text.drop.now)),
       this.strip,
       this.chooser,
       this.camera,
@@ -274,6 +274,7 @@ export class Denoise {
     this.#close();
     this.current = item;
     this.viewer.clear();
+    this.#fill();
     this.#update();
     if (!item) return;
     item.element.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -583,6 +584,7 @@ export class Denoise {
     this.goAll.textContent = this.#busy() ? text.act.cancelAll : text.act.all(this.items.length);
     this.goAll.disabled = !this.#busy() && this.items.every((each) => this.#fresh(each));
     this.download.disabled = !item?.result;
+    this.download.classList.toggle("main", fresh); // what is to be done next
     const done = this.items.filter((each) => each.result).length;
     hide(this.zip, this.items.length < 2);
     this.zip.textContent = text.act.zip(done);

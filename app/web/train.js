@@ -335,7 +335,6 @@ export class Train {
   #progress({ step, loss, seconds_trained: trained, seconds_left: left }) {
     if (Number.isFinite(loss)) this.chart.add(0, [step, loss]);
     if (!ACTIVE.includes(this.status)) return;
-    if (Number.isFinite(left)) left = Math.max(0, Math.min(left, this.minutes * 60 - trained)); // whichever ends first
     this.bar.value = left === null || left === undefined ? 0 : trained / Math.max(1e-9, trained + left);
     this.time.textContent = [words.trained(trained ?? 0), ...(left === null || left === undefined ? [] : [words.left(left)])].join(", ");
   }
@@ -343,7 +342,6 @@ export class Train {
   #job(job) {
     if (this.status && this.status !== job.status) say(`${job.model}: ${words.statuses[job.status]}`);
     this.status = job.status;
-    this.minutes = job.minutes;
     document.title = text.title(job.model);
     this.title.replaceChildren(job.model, " ", this.#pill(job));
     const active = ACTIVE.includes(job.status);
@@ -377,7 +375,7 @@ export class Train {
     if (job.quality) {
       const { before, parent, trained, what } = job.quality;
       const gain = trained - (parent ?? before);
-      if (Number.isFinite(gain)) told.push(h("p", { class: "verdict" }, job.quality.better ? words.better(gain) : words.worse(gain)));
+      if (Number.isFinite(gain)) told.push(h("p", { class: "verdict" }, (job.quality.better ? words.better : words.worse)(gain, !Number.isFinite(parent))));
       const cell = (name, value) => Number.isFinite(value) && h("div", {}, h("dt", {}, words.outcome[name]), h("dd", {}, words.decibels(value)));
       told.push(h("dl", { class: "scores" }, cell("before", before), cell("parent", parent), cell("trained", trained)), h("p", { class: "note" }, what));
     }

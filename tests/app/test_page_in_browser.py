@@ -485,6 +485,8 @@ def test_several_pictures_are_denoised_each_with_its_state_and_saved_as_a_zip(pa
         assert packed.read("dog-denoised.png") == service.denoise(DOG) == packed.read("cat-denoised-2.png")
     page.keyboard.press("]")
     expect(page.locator(".frame").nth(1)).to_have_attribute("aria-current", "true")
+    measured = float(httpx.post(f"{service.address}/denoise", content=DOG).headers["X-Clearfold-Sigma"])
+    expect(page.get_by_label("Noise level, σ in 8-bit steps")).to_have_value(f"{measured:g}")
     button(page, "Take dog.png out").click()
     expect(page.locator(".film li")).to_have_count(2)
     assert page.evaluate("() => window.shifted") < 0.01
