@@ -57,7 +57,8 @@ def main(folder: Path, seconds: float) -> None:
         def report(at: trainer.Progress) -> None:
             panels = None if at.sample is None else _keep_sample(folder, at.sample)
             told = {name: value for name, value in vars(at).items() if name != "sample"}
-            say(**told | {"seconds_left": max(0.0, min(at.seconds_left, deadline - time.monotonic()))}, panels=panels)
+            left = max(0.0, min(at.seconds_left, deadline - time.monotonic()))  # whichever ends first
+            say(**told | {"seconds_left": round(left, 1)}, panels=panels)
 
         try:
             recipe = _recipe(order, folder, deadline)

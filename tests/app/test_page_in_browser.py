@@ -278,6 +278,7 @@ def test_what_was_removed_is_the_difference_around_grey(page: Page, service: Ser
 def test_it_zooms_and_moves_and_shows_pixels_as_squares(page: Page) -> None:
     choose(page, ("cat.png", CAT))
     previewed(page)
+    expect(page.locator(".tag.right")).to_have_text("After")
     percent = page.locator(".percent")
     page.locator(".stage").focus()
     page.keyboard.press("1")
@@ -552,6 +553,9 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, tmp_path: 
         expect(dialog).to_be_visible()
         shoot(page, "denoise-key")
         accessible(page)
+        page.get_by_label("Key", exact=True).fill("a-key-that-nobody-knows")
+        button(page, "Use it").click()
+        expect(dialog).to_contain_text("The service did not take this key.")
         page.get_by_label("Key", exact=True).fill(SECRET)
         button(page, "Use it").click()
         previewed(page)
