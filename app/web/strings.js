@@ -195,7 +195,7 @@ export const text = {
     method: "What are they?",
     methods: {
       noisy: ["Noisy pictures", "Nothing else needed: ten or more, taken as you always do."],
-      pairs: ["Pairs", "Two shots of each scene, x_1.png with x_2.png, or two folders with the same names. A folder named clean holds clean ones."],
+      pairs: ["Pairs", "Two shots of each scene: x_1.png with x_2.png, or equal names in two folders. Or a noisy and a clean one: x_noisy.png with x_clean.png, or a folder named clean."],
       clean: ["Clean pictures", "Noise is put on them."],
     },
     name: "Name",
@@ -253,7 +253,7 @@ export const text = {
     comparing: "Denoising with both…",
     outcome: { before: "As it came", parent: "Parent", trained: "New model" },
     better: (gain, scratch) => `Better than ${scratch ? "the pictures as they came" : "its parent"} by ${gain.toFixed(2)} dB`,
-    worse: (gain, scratch) => `Not better than ${scratch ? "the pictures as they came" : "its parent"} (${gain > 0 ? "+" : ""}${gain.toFixed(2)} dB)`,
+    worse: (gain, scratch) => `${gain > 0 ? "Hardly" : "Not"} better than ${scratch ? "the pictures as they came" : "its parent"} (${gain > 0 ? "+" : ""}${gain.toFixed(2)} dB)`,
     decibels: (value) => `${value.toFixed(2)} dB`,
     facts: { method: "From", parent: "Parent", pictures: "Pictures", created: "Asked for", ended: "Ended", attempt: "Attempt", minutes: "Minutes" },
   },

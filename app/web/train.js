@@ -162,14 +162,14 @@ export class Train {
 
   async #glimpse(file, path) {
     if (ZIP.test(path) || this.glimpses.children.length >= 24) return;
+    const canvas = h("canvas", { width: 64, height: 64, title: path });
+    this.glimpses.append(canvas);
     try {
       const { bitmap } = await pictures.thumbnail(file, 64);
-      const canvas = h("canvas", { width: 64, height: 64, title: path });
       canvas.getContext("2d").drawImage(bitmap, 0, 0);
       bitmap.close();
-      this.glimpses.append(canvas);
     } catch {
-      // the service says which pictures it cannot read
+      canvas.remove(); // the service says which pictures it cannot read
     }
   }
 
