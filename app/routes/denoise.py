@@ -1,4 +1,4 @@
-"""POST /denoise and /denoise/batch: noisy pictures in, clean ones out. Keeps nothing of either."""
+"""POST /denoise and /denoise/batch: noisy pictures in, clean ones out. Keeps nothing of either, but where its client asks (`app.kept`)."""
 
 import logging
 import re
