@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from app.training import GENTLE
 from core import Denoiser, Picture, data, images, metrics, trainer, weights
 
 SIDE = 448
@@ -125,7 +126,7 @@ def main() -> None:
         laid = folders(root, clean, put_on)
         for name in wishes.methods:
             plain = trainer.Recipe(data=(laid[name],), out=root / f"{name}.safetensors", method="noisy" if name == "noisy" else "pairs")
-            rate = wishes.lr or plain.lr * (1.0 if wishes.parent is None else 0.2)
+            rate = wishes.lr or plain.lr * (1.0 if wishes.parent is None else GENTLE[plain.method])
             recipe = trainer.Recipe(
                 data=plain.data,
                 out=plain.out,
