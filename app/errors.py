@@ -8,6 +8,7 @@ Decides nothing: who raises a problem knows why.
     ├── NotFound              404
     │   ├── UnknownModel
     │   ├── UnknownJob
+    │   ├── UnknownPicture           not kept, or no longer
     │   └── NothingHere              a file that is not there yet, or never will be
     ├── NotAcceptable         406    no picture format that the client takes
     ├── TimedOut              408    the body did not arrive in time
@@ -104,6 +105,11 @@ class UnknownModel(NotFound):
 class UnknownJob(NotFound):
     title = "There is no such training job"
     example = "id = '3f2a': there is no such training job."
+
+
+class UnknownPicture(NotFound):
+    title = "The picture is not kept"
+    example = "The picture is not kept here, or no longer: send it again."
 
 
 class NothingHere(NotFound):

@@ -19,6 +19,8 @@ from app.settings import Settings
 LOCK = "lock"
 LOG = "log.txt"
 SAMPLE = "sample.png"
+BALLAST = "ballast"
+BALLAST_BYTES = 1 << 20
 STRAY_SECONDS = 24 * 3600.0
 """A folder without a job that another machine made is taken away when it is so old."""
 
@@ -68,6 +70,17 @@ def free(folder: Path) -> bool:
     """Whether nobody on this machine works in the folder."""
     with locked(folder) as lock:
         return lock is not None
+
+
+def lay_ballast(folder: Path) -> None:
+    """Takes room on the disk that `drop_ballast` gives back: when the disk is full, that can still be written down. Raises OSError."""
+    with (folder / BALLAST).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+
+
+def drop_ballast(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / BALLAST).unlink()
 
 
 def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:

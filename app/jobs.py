@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import anyio
 import sqlalchemy as sa
 
 from app import folders
-from app.errors import JobsAway, ModelExists, NotEnded, NotResumable, UnknownJob, told_when_full
+from app.errors import DiskFull, JobsAway, ModelExists, NotEnded, NotResumable, UnknownJob, told_when_full
 from app.ledger import Ledger, Record, file_of, now
 from app.models import Models
 from app.orders import Event, Job, Order, Status
@@ -78,7 +79,9 @@ class Jobs:
                 raise UnknownJob(f"id = {id!r}: there is no such training job.")
             try:
                 return work(*self._open())
-            except (sa.exc.OperationalError, sa.exc.InterfaceError):
+            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+                if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                    raise DiskFull(f"train_dir = '{self._settings.train_dir}' has no space left: nothing was changed; free some.") from None
                 raise JobsAway(JobsAway.example, headers={"Retry-After": str(RETRY_SECONDS)}) from None
 
         return await anyio.to_thread.run_sync(opened)

@@ -19,6 +19,7 @@ from app.access import Access
 from app.envelope import Envelope
 from app.errors import Internal, ProblemDetails, problem_responses
 from app.jobs import Jobs
+from app.kept import Kept
 from app.limits import Body, BodyLimit, Workers
 from app.metrics import Metrics
 from app.models import Models
@@ -110,18 +111,22 @@ def _lifespan(
             metrics.watch("clearfold_pictures_admitted", "Pictures that wait or are worked on.", lambda: workers.admitted)
             metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
             metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
+            kept = Kept(settings.max_kept_bytes, settings.kept_seconds)
+            metrics.watch("clearfold_kept_bytes", "Bytes of the pictures that are kept for their client's next question.", lambda: kept.size)
             for model in models:
                 metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
             jobs = Jobs(models, settings)
             await anyio.to_thread.run_sync(jobs.resume)
             async with anyio.create_task_group() as group:
                 group.start_soon(models.watch)
+                group.start_soon(kept.watch)
                 try:
                     _when_told_to_stop(jobs.hang_up)
                     yield State(
                         settings=settings,
                         models=models,
                         workers=workers,
+                        kept=kept,
                         jobs=jobs,
                         metrics=metrics,
                         decoders=decoders,

@@ -70,6 +70,12 @@ class Settings(BaseSettings):
     max_held_bytes: PositiveInt = Field(
         default=512 * MIB, description="Pictures' bytes in memory at a time, over all requests; more are told 429."
     )
+    max_kept_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        description="Decoded pictures kept in memory where their client asked for it, in bytes; the oldest goes first, 0 keeps none.",
+    )
+    kept_seconds: PositiveFloat = Field(default=60, description="How long such a picture is kept after it was last asked for.")
     max_pixels: PositiveInt = Field(default=40_000_000, description="Largest picture, in pixels.")
     max_side_pixels: PositiveInt = Field(default=32_768, description="Longest side of a picture.")
     max_frames: PositiveInt = Field(default=200, description="Most pages of a TIFF, or frames of an animation.")

@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from app.access import Access
 from app.jobs import Jobs
+from app.kept import Kept
 from app.limits import Workers
 from app.metrics import Metrics
 from app.models import Models
@@ -17,6 +18,7 @@ class State(TypedDict):
     settings: Settings
     models: Models
     workers: Workers
+    kept: Kept
     jobs: Jobs
     metrics: Metrics
     decoders: Decoders
@@ -34,6 +36,10 @@ async def _models(request: Request) -> Models:
 
 async def _workers(request: Request) -> Workers:
     return request.state.workers  # type: ignore[no-any-return]
+
+
+async def _kept(request: Request) -> Kept:
+    return request.state.kept  # type: ignore[no-any-return]
 
 
 async def _jobs(request: Request) -> Jobs:
@@ -55,6 +61,7 @@ async def _access(request: Request) -> Access:
 SettingsNow = Annotated[Settings, Depends(_settings)]
 ModelsNow = Annotated[Models, Depends(_models)]
 WorkersNow = Annotated[Workers, Depends(_workers)]
+KeptNow = Annotated[Kept, Depends(_kept)]
 JobsNow = Annotated[Jobs, Depends(_jobs)]
 MetricsNow = Annotated[Metrics, Depends(_metrics)]
 DecodersNow = Annotated[Decoders, Depends(_decoders)]

@@ -34,8 +34,10 @@ CHECKPOINT_SECONDS = 20.0
 MEASUREMENTS = 12
 MEASURING = 0.1
 """The share of the time that is left for measuring."""
-GENTLE = 0.2
-"""Of the learning rate, where there is a parent: the full rate would first undo what it knows."""
+GENTLE = {"clean": 0.2, "pairs": 1.0, "noisy": 0.2}
+"""Of the learning rate, by method, where there is a parent: the full rate would first undo what it knows. But pairs show what it may never
+have seen: of striped noise, 20 pairs gained 1.59 dB in the first 422 of 1000 steps at the full rate, and 1.49 dB in all 1000 at a fifth.
+"""
 SAMPLE = "sample.png"
 
 
@@ -56,7 +58,9 @@ def main(folder: Path, seconds: float) -> None:
 
         def report(at: trainer.Progress) -> None:
             panels = None if at.sample is None else _keep_sample(folder, at.sample)
-            say(**{name: value for name, value in vars(at).items() if name != "sample"}, panels=panels)
+            told = {name: value for name, value in vars(at).items() if name != "sample"}
+            left = max(0.0, min(at.seconds_left, deadline - time.monotonic()))  # whichever ends first
+            say(**told | {"seconds_left": round(left, 1)}, panels=panels)
 
         try:
             recipe = _recipe(order, folder, deadline)
@@ -88,13 +92,14 @@ def _recipe(order: Order, folder: Path, deadline: float) -> "trainer.Recipe":
         device=order.device,
     )
     if initial is not None:
-        recipe = dataclasses.replace(recipe, lr=recipe.lr * GENTLE)
+        recipe = dataclasses.replace(recipe, lr=recipe.lr * GENTLE[order.method])
     for left in (folder / "made").glob(".*"):  # a file that an earlier attempt was killed in the middle of
         left.unlink()
     plan = folder / "plan.json"
     if not plan.exists():
         steps = order.steps or _steps_until(deadline, recipe)
-        decided = {"steps": steps, "warm_up": min(recipe.warm_up, steps // 10), "evaluate_every": -(-steps // MEASUREMENTS)}
+        warm_up, every = min(recipe.warm_up, steps // 10), -(-steps // MEASUREMENTS)
+        decided = {"steps": steps, "lr": recipe.lr, "warm_up": warm_up, "evaluate_every": every}
         _write(plan, json.dumps(decided).encode())
     return dataclasses.replace(recipe, **json.loads(plan.read_text()))
 

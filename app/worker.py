@@ -170,6 +170,7 @@ class _Attempt:
             self._settle("failed", f"The training process could not be run ({error}): mend that and resume the job.")
 
     def _run(self) -> None:
+        folders.lay_ballast(self._folder)
         while True:
             said, code = self._follow()
             if self._status == "cancelling":
@@ -304,7 +305,8 @@ class _Attempt:
         folders.clear(self._folder, keep=KEPT)
 
     def _settle(self, status: Status, reason: str | None = None, edit: Callable[[Record], None] = lambda record: None) -> None:
-        """Writes how the job ended, however long the database takes to answer."""
+        """Writes how the job ended, however long the database takes to answer, on a disk that may be full."""
+        folders.drop_ballast(self._folder)
 
         def ending(record: Record) -> bool:
             self._mine(record)

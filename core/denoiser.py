@@ -155,16 +155,20 @@ class Denoiser:
         """That region of the whole picture's answer, (height, width, 3), at the cost of the region and all that it hangs on around it.
 
         Equal to it to float32's rounding: what is cut out begins where the whole picture's tiles do. sigma None: the whole picture's.
-        At a strength above 1 a blind network passes twice, and looks twice as far: the whole picture is made then.
+        At a strength above 1 a blind network passes twice, and looks twice as far.
         """
         _check(pixels)
         region.check(*pixels.shape[:2])
-        if self.blind and sigma is None and strength > 1:
-            return self(pixels, sigma, strength, keep_going)[region.rows, region.columns]
         if not self.blind and sigma is None and strength:
             sigma = self.estimate(pixels)
         down, rows = self._around(region.rows, pixels.shape[0])
         across, columns = self._around(region.columns, pixels.shape[1])
+        if self.blind and sigma is None and strength > 1:  # what the second pass looks at is a region of the first one's answer
+            seen = Region(across.start, down.start, across.stop - across.start, down.stop - down.start)
+            once = self.region(pixels, seen, keep_going=keep_going)
+            with torch.no_grad():
+                again = self._by_strips(once, noise.UNTOLD, keep_going, noise.is_grey(pixels), BAND, None, share=strength - 1)
+            return again[rows, columns]
         return self._denoise(pixels[down, across], sigma, strength, keep_going, noise.is_grey(pixels))[rows, columns]
 
     def _around(self, part: slice, size: int) -> tuple[slice, slice]:

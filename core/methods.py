@@ -211,7 +211,7 @@ class Apart:
 
     @property
     def told(self) -> str:
-        along, down = self.found[0, 1].item(), self.found[1, 0].item()
+        along, down = (round(self.found[at].item(), 2) + 0.0 for at in ((0, 1), (1, 0)))  # and no -0.00
         neighbours = f"{along:.2f} along rows, {down:.2f} along columns"
         if not self.holds:
             return (

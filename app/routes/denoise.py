@@ -1,4 +1,4 @@
-"""POST /denoise and /denoise/batch: noisy pictures in, clean ones out. Keeps nothing of either."""
+"""POST /denoise and /denoise/batch: noisy pictures in, clean ones out. Keeps nothing of either, but where its client asks (`app.kept`)."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, Literal, cast
 from urllib.parse import quote
 
 import anyio
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import (
     AfterValidator,
@@ -41,13 +41,15 @@ from app.errors import (
     TimedOut,
     TooLarge,
     UnknownModel,
+    UnknownPicture,
     UnsupportedMedia,
     problem_responses,
 )
+from app.kept import noted
 from app.limits import KeepGoing
 from app.metrics import Metrics
 from app.models import Taker
-from app.state import DecodersNow, MetricsNow, ModelsNow, SettingsNow, WorkersNow
+from app.state import DecodersNow, KeptNow, MetricsNow, ModelsNow, SettingsNow, WorkersNow
 from core import Cancelled, Denoiser, ImageError, Region, images
 
 STEPS = 255
@@ -113,10 +115,19 @@ class Wishes(BaseModel):
     )
 
 
+class OneWishes(Wishes):
+    keep: bool = Field(
+        default=False,
+        description="Keep the decoded picture in memory for a while (`CLEARFOLD_KEPT_SECONDS` after the last question), if there is room: "
+        "`X-Clearfold-Kept` of the answer says what to send in its place, such as for other settings or regions.",
+    )
+
+
 @dataclass(frozen=True)
 class Upload:
     data: bytes
     name: str
+    kept: images.Stack | None = None  # in place of `data`
 
 
 @dataclass(frozen=True)
@@ -132,9 +143,21 @@ class Cleaned:
     seconds: dict[str, float]
 
 
-async def _upload(request: Request, workers: WorkersNow) -> Upload:
-    """The picture of a form's `file`, or of the raw body; not even looked at when there is no place for it."""
+async def _upload(
+    request: Request,
+    workers: WorkersNow,
+    kept: KeptNow,
+    token: Annotated[
+        str | None, Header(alias="X-Clearfold-Kept", description="Stands for a picture that was kept, see `keep`; the body is then empty.")
+    ] = None,
+) -> Upload:
+    """The picture of a form's `file`, of the raw body, or one that was kept; not even looked at when there is no place for it."""
     workers.refuse_if_full()
+    if token is not None:
+        if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
+            raise Invalid("X-Clearfold-Kept stands for the picture: leave it out, or send an empty body.")
+        found = kept[token]
+        return Upload(b"", found.name, found.stack)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         async with request.form(max_files=1) as form:
@@ -200,6 +223,7 @@ _ANSWER: dict[str, Any] = {
         "X-Clearfold-Reason": _header("Why it was used.", "white noise: 24.9 of 255 at full size, 25.1 by half size"),
         "X-Clearfold-Device": _header("Where it ran.", "cpu"),
         "X-Clearfold-Dropped": _header("What is not as it came, if anything.", "exif (bmp holds none)"),
+        "X-Clearfold-Kept": _header("What to send in place of the picture, where it is kept, see `keep`.", "kPtS3ZMm0dPz5G4eXo4bKQ"),
         "Server-Timing": _header("Milliseconds of each stage.", "decode;dur=4.1, denoise;dur=310.0, encode;dur=9.7"),
         "Vary": _header("The format may depend on this.", "Accept"),
         "Content-Disposition": _header("A name for the file.", "inline; filename*=UTF-8''cat-denoised.png"),
@@ -216,28 +240,53 @@ router = APIRouter(tags=["pictures"])
     responses={
         200: _ANSWER,
         **problem_responses(
-            BadRequest, UnknownModel, NotAcceptable, TimedOut, TooLarge, UnsupportedMedia, Invalid, PictureRefused, Busy, NotReady
+            BadRequest,
+            UnknownModel,
+            UnknownPicture,
+            NotAcceptable,
+            TimedOut,
+            TooLarge,
+            UnsupportedMedia,
+            Invalid,
+            PictureRefused,
+            Busy,
+            NotReady,
         ),
     },
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
 async def denoise(
     request: Request,
-    wishes: Annotated[Wishes, Query()],
+    wishes: Annotated[OneWishes, Query()],
     upload: Annotated[Upload, Depends(_upload)],
     settings: SettingsNow,
     models: ModelsNow,
     workers: WorkersNow,
+    kept: KeptNow,
     metrics: MetricsNow,
     decoders: DecodersNow,
 ) -> Response:
     """Send a picture, get it back without its noise, in the format in which it came if `Accept` allows it."""
     take = models.taker(wishes.model)
-    stack = await anyio.to_thread.run_sync(decoders.open, upload.data, settings.limits())  # looks at the header, beside the workers
+    stack = upload.kept
+    if stack is None:
+        stack = await anyio.to_thread.run_sync(decoders.open, upload.data, settings.limits())  # looks at the header, beside the workers
     format = wishes.format or _acceptable(request.headers.get("accept"), stack)
-    cleaned = await workers.run(request, lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
+    keeps, decoded = wishes.keep and upload.kept is None and kept.fits(stack), list[images.Picture]()
+    frames = noted(stack, decoded) if keeps else stack
+    cleaned = await workers.run(
+        request, lambda keep_going: _clean(frames, wishes, format, take, keep_going), _pixels(wishes, upload, stack)
+    )
     _count(metrics, stack, cleaned)
-    return _respond(cleaned, upload.name)
+    return _respond(cleaned, upload.name, kept.keep(stack, decoded[0], upload.name) if keeps else None)
+
+
+def _pixels(wishes: Wishes, upload: Upload, stack: images.Stack) -> int:
+    """What there is to do: a part is quick once the picture is decoded."""
+    if upload.kept is None or wishes.crop is None:
+        return stack.pixels
+    _, _, width, height = map(int, wishes.crop.split(","))
+    return min(stack.pixels, width * height)
 
 
 def _count(metrics: Metrics, stack: images.Stack, cleaned: Cleaned) -> None:
@@ -350,7 +399,7 @@ class Sent(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def _respond(cleaned: Cleaned, upload_name: str) -> Response:
+def _respond(cleaned: Cleaned, upload_name: str, kept: str | None) -> Response:
     form = images.FORMATS[cleaned.format]
     stem = PurePath(upload_name.replace("\\", "/")).stem[:100] or "picture"
     name = quote(f"{stem}{ENDING}{form.suffixes[0]}", safe="", errors="replace")
@@ -369,6 +418,7 @@ def _respond(cleaned: Cleaned, upload_name: str) -> Response:
             "Server-Timing": ", ".join(f"{stage};dur={1000 * s:.1f}" for stage, s in cleaned.seconds.items()),
             "Content-Disposition": f"inline; filename*=UTF-8''{name}",
             "Vary": "Accept",
+            **({"X-Clearfold-Kept": kept} if kept else {}),
             **({"X-Clearfold-Dropped": ", ".join(cleaned.dropped)} if cleaned.dropped else {}),
         },
     )

@@ -237,7 +237,7 @@ async def show_log(id: str, jobs: JobsNow) -> Response:
     return FileResponse(path, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
 
 
-@router.post("/train/{id}/cancel", summary="Cancel a training job", responses=problem_responses(UnknownJob, JobsAway))
+@router.post("/train/{id}/cancel", summary="Cancel a training job", responses=problem_responses(UnknownJob, JobsAway, DiskFull))
 async def cancel_job(id: str, jobs: JobsNow) -> Job:
     """One that is queued is cancelled at once, one that runs within two seconds; its checkpoint is kept. Does nothing to one that ended."""
     return await jobs.cancel(id)
@@ -247,14 +247,16 @@ async def cancel_job(id: str, jobs: JobsNow) -> Job:
     "/train/{id}/resume",
     summary="Resume a training job",
     status_code=202,
-    responses=problem_responses(UnknownJob, NotResumable, ModelExists, JobsAway),
+    responses=problem_responses(UnknownJob, NotResumable, ModelExists, JobsAway, DiskFull),
 )
 async def resume_job(id: str, jobs: JobsNow) -> Job:
     """One that was cancelled or failed goes into the queue once more, and on from its last checkpoint."""
     return await jobs.go_on(id)
 
 
-@router.delete("/train/{id}", summary="Delete a training job", status_code=204, responses=problem_responses(UnknownJob, NotEnded, JobsAway))
+@router.delete(
+    "/train/{id}", summary="Delete a training job", status_code=204, responses=problem_responses(UnknownJob, NotEnded, JobsAway, DiskFull)
+)
 async def delete_job(id: str, jobs: JobsNow) -> None:
     """One that has ended, with its files. The model that it made stays."""
     await jobs.remove(id)

@@ -1,7 +1,7 @@
 // The Denoise part: pictures come in, each is shown before and after, and goes out as a file.
-import { h, hide, range, save, say, settled } from "./dom.js";
+import { dropped, h, hide, range, save, say, settled } from "./dom.js";
 import * as pictures from "./pictures.js";
-import { cancelled, denoise, hasKey, json } from "./service.js";
+import { cancelled, denoise, denoiseKept, hasKey, json } from "./service.js";
 import { bytes, duration, text } from "./strings.js";
 import { VIEWS, Viewer } from "./viewer.js";
 
@@ -93,7 +93,7 @@ export class Denoise {
       "section",
       { class: "desk", "aria-label": text.film.label },
       this.tools,
-      h("div", { class: "table" }, this.viewer.element, this.empty, this.over),
+      h("div", { class: "table" }, this.viewer.element, this.empty, this.over, h("p", { class: "letgo" }, text.drop.now)),
       this.strip,
       this.chooser,
       this.camera,
@@ -161,11 +161,11 @@ export class Denoise {
     window.addEventListener("dragenter", (event) => carries(event) && over(++depth > 0));
     window.addEventListener("dragleave", (event) => carries(event) && over(--depth > 0));
     window.addEventListener("dragover", (event) => carries(event) && event.preventDefault());
-    window.addEventListener("drop", (event) => {
+    window.addEventListener("drop", async (event) => {
       if (!carries(event)) return;
       event.preventDefault();
       over((depth = 0) > 0);
-      this.add([...event.dataTransfer.files]);
+      this.add((await dropped(event.dataTransfer)).map(({ file }) => file));
     });
     window.addEventListener("paste", (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
@@ -274,6 +274,7 @@ export class Denoise {
     this.#close();
     this.current = item;
     this.viewer.clear();
+    this.#fill();
     this.#update();
     if (!item) return;
     item.element.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -364,7 +365,7 @@ export class Denoise {
     const wishes = { sigma, strength, format: "png", crop: [region.x, region.y, region.width, region.height].join(), ...(model && { model }) };
     this.#hint(text.preview.making);
     try {
-      const { blob, header } = await denoise(item.file, wishes, { signal: stop.signal });
+      const { blob, header } = await denoiseKept(item, { ...wishes, keep: true }, { signal: stop.signal });
       const opened = await pictures.open(blob, false);
       if (stop.signal.aborted || item !== this.current) return pictures.close(opened.id);
       this.#learn(item, header, region.width * region.height);
@@ -462,7 +463,7 @@ export class Denoise {
         item.state = "sending";
         item.sent = 0;
         this.#update();
-        return denoise(item.file, wishes, {
+        return denoiseKept(item, wishes, {
           signal,
           onsent: (share) => {
             item.sent = share;
@@ -583,6 +584,7 @@ export class Denoise {
     this.goAll.textContent = this.#busy() ? text.act.cancelAll : text.act.all(this.items.length);
     this.goAll.disabled = !this.#busy() && this.items.every((each) => this.#fresh(each));
     this.download.disabled = !item?.result;
+    this.download.classList.toggle("main", fresh); // what is to be done next
     const done = this.items.filter((each) => each.result).length;
     hide(this.zip, this.items.length < 2);
     this.zip.textContent = text.act.zip(done);

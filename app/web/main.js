@@ -2,11 +2,11 @@
 import { Denoise } from "./denoise.js";
 import { h, hide, installLive } from "./dom.js";
 import { Models } from "./models.js";
-import { setKey } from "./service.js";
+import { hasKey, setKey } from "./service.js";
 import { text } from "./strings.js";
 import { Train } from "./train.js";
 
-const shared = { needKey: () => askKey() };
+const shared = { needKey: () => askKey(hasKey()) };
 const parts = { denoise: new Denoise(shared), train: new Train(shared), models: new Models(shared) };
 
 const links = Object.keys(parts).map((name) => h("a", { href: `#${name}` }, text.parts[name]));
@@ -28,10 +28,12 @@ const header = h(
 
 const keys = dialog(text.keys.title, h("dl", { class: "keys" }, text.keys.list.map(([key, does]) => [h("dt", {}, key), h("dd", {}, does)])));
 const keyField = h("input", { id: "api-key", type: "password", autofocus: true, autocomplete: "off", spellcheck: false });
+const keyRefused = h("p", { class: "problem", role: "alert", hidden: true }, text.apiKey.refused);
 const keyForm = h(
   "form",
   { method: "dialog" },
   h("p", {}, text.apiKey.hint),
+  keyRefused,
   h("label", { htmlFor: "api-key" }, text.apiKey.label),
   keyField,
   h("button", { value: "use" }, text.act.save),
@@ -41,8 +43,9 @@ const keyDialog = dialog(text.apiKey.title, keyForm);
 document.body.append(header, main, keys, keyDialog);
 installLive();
 
-// Asks for a key; resolves to whether one was given.
-function askKey() {
+// Asks for a key, once more if the last was `refused`; resolves to whether one was given.
+function askKey(refused = false) {
+  hide(keyRefused, !refused);
   if (!keyDialog.open) keyDialog.showModal();
   return new Promise((resolve) => {
     keyDialog.addEventListener(

@@ -104,9 +104,11 @@ export class Models {
   }
 }
 
-// Whatever a card holds: a word, a list, or more of its kind.
+const empty = (value) => value === null || (typeof value === "object" && Object.keys(value).length === 0);
+
+// Whatever a card holds: a number, a word, a list, or more of its kind.
 function shown(value) {
   if (Array.isArray(value)) return value.some((each) => each && typeof each === "object") ? h("div", {}, value.map(shown)) : h("span", {}, value.join(", "));
-  if (value && typeof value === "object") return facts(Object.entries(value).map(([key, each]) => [key.replaceAll("_", " "), shown(each)]));
-  return h("span", {}, String(value));
+  if (value && typeof value === "object") return facts(Object.entries(value).filter(([, each]) => !empty(each)).map(([key, each]) => [key.replaceAll("_", " "), shown(each)]));
+  return h("span", {}, typeof value === "number" ? value.toLocaleString(undefined, { maximumFractionDigits: 4 }) : String(value));
 }

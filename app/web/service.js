@@ -49,7 +49,7 @@ export async function ask(path, { headers = {}, ...options } = {}) {
 export const json = async (path, options) => (await ask(path, options)).json();
 
 // POST with the upload's progress, which fetch does not tell. -> {blob, header(name)}
-export function post(path, body, { signal, onsent = () => {} } = {}) {
+export function post(path, body, { signal, onsent = () => {}, headers = {} } = {}) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const stop = () => request.abort();
@@ -59,7 +59,7 @@ export function post(path, body, { signal, onsent = () => {} } = {}) {
     };
     const header = (name) => request.getResponseHeader(name);
     request.open("POST", path);
-    for (const [name, value] of Object.entries(keyHeader())) request.setRequestHeader(name, value);
+    for (const [name, value] of Object.entries({ ...keyHeader(), ...headers })) request.setRequestHeader(name, value);
     request.responseType = "blob";
     request.upload.onprogress = (event) => event.lengthComputable && onsent(event.loaded / event.total);
     request.upload.onload = () => onsent(1);
@@ -72,6 +72,7 @@ export function post(path, body, { signal, onsent = () => {} } = {}) {
     if (signal?.aborted) return request.onabort();
     signal?.addEventListener("abort", stop);
     request.send(body);
+    if (!body) onsent(1);
   });
 }
 
@@ -79,6 +80,21 @@ export function denoise(file, settings, options) {
   const form = new FormData();
   form.append("file", file, file.name);
   return post(`denoise?${new URLSearchParams(settings)}`, form, options);
+}
+
+// The same without sending the file again, while the service keeps it. It does where `settings.keep`, and `item.kept` is its name there.
+export async function denoiseKept(item, settings, options) {
+  if (item.kept) {
+    try {
+      return await post(`denoise?${new URLSearchParams(settings)}`, null, { ...options, headers: { "X-Clearfold-Kept": item.kept } });
+    } catch (error) {
+      if (!error.kind?.endsWith(":unknown-picture")) throw error;
+      item.kept = null;
+    }
+  }
+  const answer = await denoise(item.file, settings, options);
+  item.kept = answer.header("X-Clearfold-Kept");
+  return answer;
 }
 
 // Server-sent events through fetch, which can carry a key. Comes back after a break, where it left off; ends when the service closes with 204.

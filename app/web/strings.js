@@ -1,6 +1,6 @@
 // Every word that the page says. Functions where a number or a name is said with it.
 
-const megapixels = (width, height) => `${((width * height) / 1e6).toFixed(width * height < 1e6 ? 2 : 1)} MP`;
+const megapixels = (width, height) => `${((width * height) / 1e6).toFixed(width * height < 1e6 ? 2 : 1)}\u00a0MP`;
 
 export const duration = (seconds) => {
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
@@ -55,7 +55,6 @@ export const text = {
     add: "Add",
     addLabel: "Add pictures",
     remove: (name) => `Take ${name} out`,
-    none: "no picture",
     states: {
       ready: "ready",
       waiting: "waiting",
@@ -105,7 +104,6 @@ export const text = {
     curl: "The same with curl",
     copy: "Copy",
     copied: "Copied",
-    retry: "Try again",
     close: "Close",
     save: "Use it",
   },
@@ -197,7 +195,7 @@ export const text = {
     method: "What are they?",
     methods: {
       noisy: ["Noisy pictures", "Nothing else needed: ten or more, taken as you always do."],
-      pairs: ["Pairs", "Two shots of each scene, x_1.png with x_2.png, or two folders with the same names. A folder named clean holds clean ones."],
+      pairs: ["Pairs", "Two shots of each scene: x_1.png with x_2.png, or equal names in two folders. Or a noisy and a clean one: x_noisy.png with x_clean.png, or a folder named clean."],
       clean: ["Clean pictures", "Noise is put on them."],
     },
     name: "Name",
@@ -254,8 +252,8 @@ export const text = {
     compare: "Compare on a picture of mine",
     comparing: "Denoising with both…",
     outcome: { before: "As it came", parent: "Parent", trained: "New model" },
-    better: (gain) => `Better than its parent by ${gain.toFixed(2)} dB`,
-    worse: (loss) => `Not better than its parent (${loss.toFixed(2)} dB)`,
+    better: (gain, scratch) => `Better than ${scratch ? "the pictures as they came" : "its parent"} by ${gain.toFixed(2)} dB`,
+    worse: (gain, scratch) => `${gain > 0 ? "Hardly" : "Not"} better than ${scratch ? "the pictures as they came" : "its parent"} (${gain > 0 ? "+" : ""}${gain.toFixed(2)} dB)`,
     decibels: (value) => `${value.toFixed(2)} dB`,
     facts: { method: "From", parent: "Parent", pictures: "Pictures", created: "Asked for", ended: "Ended", attempt: "Attempt", minutes: "Minutes" },
   },

@@ -11,7 +11,7 @@ const ACTIVE = ["queued", "running", "cancelling"];
 const ENDED = ["cancelled", "done", "failed"];
 const GLANCE = 5000; // milliseconds between two looks at the list, while something in it goes on
 const ZIP = /\.zip$/i;
-const GOAL = /^(.*)[_-]([12ab])$/i;
+const HALVES = [/^(.*?)[ _.-]?([12])$/, /^(.*?)[ _.-]?(noisy|clean)$/];
 
 const when = (iso) => (iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "");
 const changed = () => window.dispatchEvent(new Event("models"));
@@ -162,14 +162,14 @@ export class Train {
 
   async #glimpse(file, path) {
     if (ZIP.test(path) || this.glimpses.children.length >= 24) return;
+    const canvas = h("canvas", { width: 64, height: 64, title: path });
+    this.glimpses.append(canvas);
     try {
       const { bitmap } = await pictures.thumbnail(file, 64);
-      const canvas = h("canvas", { width: 64, height: 64, title: path });
       canvas.getContext("2d").drawImage(bitmap, 0, 0);
       bitmap.close();
-      this.glimpses.append(canvas);
     } catch {
-      // the service says which pictures it cannot read
+      canvas.remove(); // the service says which pictures it cannot read
     }
   }
 
@@ -335,7 +335,6 @@ export class Train {
   #progress({ step, loss, seconds_trained: trained, seconds_left: left }) {
     if (Number.isFinite(loss)) this.chart.add(0, [step, loss]);
     if (!ACTIVE.includes(this.status)) return;
-    if (Number.isFinite(left)) left = Math.max(0, Math.min(left, this.minutes * 60 - trained)); // whichever ends first
     this.bar.value = left === null || left === undefined ? 0 : trained / Math.max(1e-9, trained + left);
     this.time.textContent = [words.trained(trained ?? 0), ...(left === null || left === undefined ? [] : [words.left(left)])].join(", ");
   }
@@ -343,7 +342,6 @@ export class Train {
   #job(job) {
     if (this.status && this.status !== job.status) say(`${job.model}: ${words.statuses[job.status]}`);
     this.status = job.status;
-    this.minutes = job.minutes;
     document.title = text.title(job.model);
     this.title.replaceChildren(job.model, " ", this.#pill(job));
     const active = ACTIVE.includes(job.status);
@@ -377,7 +375,7 @@ export class Train {
     if (job.quality) {
       const { before, parent, trained, what } = job.quality;
       const gain = trained - (parent ?? before);
-      if (Number.isFinite(gain)) told.push(h("p", { class: "verdict" }, job.quality.better ? words.better(gain) : words.worse(gain)));
+      if (Number.isFinite(gain)) told.push(h("p", { class: "verdict" }, (job.quality.better ? words.better : words.worse)(gain, !Number.isFinite(parent))));
       const cell = (name, value) => Number.isFinite(value) && h("div", {}, h("dt", {}, words.outcome[name]), h("dd", {}, words.decibels(value)));
       told.push(h("dl", { class: "scores" }, cell("before", before), cell("parent", parent), cell("trained", trained)), h("p", { class: "note" }, what));
     }
@@ -458,15 +456,19 @@ export class Train {
   }
 }
 
-// How many pairs these paths make: x_1 with x_2, or one name in two folders.
+// How many pairs these paths make, by the service's rules: x_1 with x_2, x_noisy with x_clean, or one name in two folders.
 function paired(paths) {
-  const groups = new Map();
-  for (const path of paths) {
-    const parts = path.split("/");
-    const file = parts.pop().replace(/\.[^.]*$/, "");
-    const key = GOAL.exec(file)?.[1] ?? (parts.length ? file : null);
-    if (key !== null) groups.set(key, (groups.get(key) ?? 0) + 1);
+  const files = paths.map((path) => /^(?:(.*)\/)?(.*?)(?:\.[^.]*)?$/.exec(path.toLowerCase()));
+  for (const rule of HALVES) {
+    const halves = files.map(([, folder = "", stem]) => [folder, rule.exec(stem)?.[1]].join("\n"));
+    if (files.every(([, , stem]) => rule.test(stem))) return twos(halves);
   }
-  return [...groups.values()].filter((count) => count === 2).length;
+  if (new Set(files.map(([, folder]) => folder)).size !== 2) return 0;
+  return twos(files.map(([, , stem]) => stem));
 }
 
+function twos(keys) {
+  const counts = new Map();
+  for (const key of keys) counts.set(key, (counts.get(key) ?? 0) + 1);
+  return [...counts.values()].filter((count) => count === 2).length;
+}

@@ -244,7 +244,7 @@ export class Viewer {
     context.fillRect(0, 0, canvas.width, canvas.height);
     this.handle.hidden = !split;
     this.tags[0].hidden = !this.before || !(split || view === "before");
-    this.tags[1].hidden = !this.before || view === "before";
+    this.tags[1].hidden = !this.before || view === "before" || !(this.after || this.patch); // nothing was made that could be called so
     this.tags[1].textContent = view === "removed" ? text.viewer.removed(this.gain) : this.names[1];
     if (!this.before) return;
     context.imageSmoothingEnabled = this.scale <= SMOOTH;

@@ -94,6 +94,17 @@ def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
 
 
+def drop(page: Page, onto: str, *paths: Path) -> None:
+    """Drags files and folders of the disk over an element and lets go of them there, as the browser's own events do."""
+    box = page.locator(onto).bounding_box()
+    assert box is not None
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    carried = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    mouse = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        mouse.send("Input.dispatchDragEvent", {"type": kind, **at, "data": carried})
+
+
 def shown(page: Page, canvas: str = "canvas.picture") -> Image.Image:
     """What a canvas shows, once it is drawn and no tile is on its way."""
     two_frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -21,6 +21,10 @@ from app.settings import Settings
 from core import Decoders, Denoiser, networks, weights
 
 os.environ.setdefault("CLEARFOLD_ALLOWED_HOSTS", "*")  # the tests' client calls every service `testserver`
+
+if TYPE_CHECKING:
+    from browsing import Tabs  # which needs a browser's tools, and the tests of everything else do not
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +82,24 @@ def listening(tmp_path: Path, decoders: Decoders) -> Callable[..., AbstractConte
             thread.join(DEADLINE_SECONDS)
 
     return serving
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """For a module, not the session: as long as it is there, no test can run an event loop."""
+    from browsing import launched
+
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_tab(browser: "Browser", address: str) -> "Iterator[Tabs]":
+    """Opens tabs for the service at the module's own `address`."""
+    from browsing import tabs
+
+    with tabs(browser, address) as open_tab:
+        yield open_tab
 
 
 @pytest.fixture(scope="session")

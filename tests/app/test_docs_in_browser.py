@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import launched, needs_browser, served, tabs
+from browsing import Tabs, needs_browser, served
 from playwright.sync_api import Page
 from toys import DEADLINE_SECONDS, encoded, noise, wait_for
 
@@ -21,9 +21,8 @@ def address(models_dir: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Page]:
-    with launched() as browser, tabs(browser, address) as open_tab:
-        yield open_tab()
+def page(open_tab: Tabs) -> Page:
+    return open_tab()
 
 
 def test_a_picture_uploaded_by_try_it_out_is_shown_denoised(page, address, tmp_path):

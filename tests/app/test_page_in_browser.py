@@ -13,7 +13,7 @@ from typing import cast
 import httpx
 import pytest
 import torch
-from browsing import Tabs, accessible, button, launched, needs_browser, served, shoot, shown, tabs
+from browsing import Tabs, accessible, button, drop, needs_browser, served, shoot, shown, tabs
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
@@ -59,22 +59,17 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     gates = [Gate()]
-    settings = Settings(train_dir=tmp_path_factory.mktemp("page"), device="cpu", workers=1, max_queued_pictures=0)
+    settings = Settings(
+        train_dir=tmp_path_factory.mktemp("page"), device="cpu", workers=1, max_queued_pictures=0, max_kept_bytes=2 * 3 * WIDTH * HEIGHT
+    )
     gated = cast(Denoiser, Toy(lambda *given: gates[-1](*given), name="gated"))
     with served(create_app(settings, lambda settings: Models(settings, *Models.load(settings), gated))) as address:
         yield Service(address, gates)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
 @pytest.fixture
-def open_tab(browser: Browser, service: Service) -> Iterator[Tabs]:
-    with tabs(browser, service.address) as open_tab:
-        yield open_tab
+def address(service: Service) -> str:
+    return service.address
 
 
 @pytest.fixture
@@ -167,6 +162,16 @@ def test_pictures_are_dropped_anywhere(page: Page) -> None:
     page.dispatch_event("header", "drop", carried)
     expect(page.locator("body.dropping")).to_have_count(0)
     expect(page.locator(".film li")).to_have_count(2)
+    previewed(page)
+
+
+def test_a_dropped_folders_pictures_are_taken(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "pets" / "dogs").mkdir(parents=True)
+    (tmp_path / "pets" / "cat.png").write_bytes(CAT)
+    (tmp_path / "pets" / "dogs" / "dog.png").write_bytes(DOG)
+    (tmp_path / "pets" / ".hidden").write_bytes(b"")
+    drop(page, "main", tmp_path / "pets")
+    expect(page.locator(".film .name")).to_have_text(["cat.png", "dog.png"])
     previewed(page)
 
 
@@ -273,6 +278,7 @@ def test_what_was_removed_is_the_difference_around_grey(page: Page, service: Ser
 def test_it_zooms_and_moves_and_shows_pixels_as_squares(page: Page) -> None:
     choose(page, ("cat.png", CAT))
     previewed(page)
+    expect(page.locator(".tag.right")).to_have_text("After")
     percent = page.locator(".percent")
     page.locator(".stage").focus()
     page.keyboard.press("1")
@@ -376,6 +382,33 @@ def test_moving_a_slider_previews_the_part_that_is_seen(page: Page, service: Ser
     assert "strength=0.6" in page.url
 
 
+def test_the_file_is_sent_once_for_many_previews_and_again_when_the_service_has_let_go_of_it(page: Page, service: Service) -> None:
+    sent: list[bool] = []  # with the file in it?
+    page.on("request", lambda request: "/denoise?" in request.url and sent.append("x-clearfold-kept" not in request.headers))
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.keyboard.press("3")
+    strength = page.get_by_label("Strength", exact=True).first
+    for value in ("0.5", "1.5"):
+        with page.expect_response(re.compile(f"strength={value}&")):
+            strength.fill(value)
+    previewed(page)
+    assert sent == [True, False, False]
+    assert farthest(picture(page), decoded(service.denoise(CAT, strength=1.5))) <= 1
+    whole(page)
+    assert sent == [True, False, False, False]
+    assert farthest(picture(page), decoded(service.denoise(CAT, strength=1.5))) == 0
+    for seed in (2, 3):  # others' pictures, for which there is no room besides
+        httpx.post(f"{service.address}/denoise", params={"keep": True, "strength": 0}, content=noisy(seed=seed)).raise_for_status()
+    del sent[:]
+    with page.expect_response(re.compile("strength=2&")) as gone:
+        strength.fill("2")
+    assert gone.value.status == 404
+    previewed(page)
+    assert sent == [False, True]
+    assert farthest(picture(page), decoded(service.denoise(CAT, strength=2))) <= 1
+
+
 def test_the_settings_live_in_the_address_and_in_the_command_for_curl(page: Page, service: Service, tmp_path: Path) -> None:
     page.goto(f"{service.address}/?sigma=12.5&strength=0.7&model=gaussian&format=webp&quality=80&metadata=safe&nonsense=1")
     page.get_by_text("File", exact=True).first.click()
@@ -453,6 +486,8 @@ def test_several_pictures_are_denoised_each_with_its_state_and_saved_as_a_zip(pa
         assert packed.read("dog-denoised.png") == service.denoise(DOG) == packed.read("cat-denoised-2.png")
     page.keyboard.press("]")
     expect(page.locator(".frame").nth(1)).to_have_attribute("aria-current", "true")
+    measured = float(httpx.post(f"{service.address}/denoise", content=DOG).headers["X-Clearfold-Sigma"])
+    expect(page.get_by_label("Noise level, σ in 8-bit steps")).to_have_value(f"{measured:g}")
     button(page, "Take dog.png out").click()
     expect(page.locator(".film li")).to_have_count(2)
     assert page.evaluate("() => window.shifted") < 0.01
@@ -518,6 +553,9 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, tmp_path: 
         expect(dialog).to_be_visible()
         shoot(page, "denoise-key")
         accessible(page)
+        page.get_by_label("Key", exact=True).fill("a-key-that-nobody-knows")
+        button(page, "Use it").click()
+        expect(dialog).to_contain_text("The service did not take this key.")
         page.get_by_label("Key", exact=True).fill(SECRET)
         button(page, "Use it").click()
         previewed(page)
@@ -548,7 +586,8 @@ def test_everybody_can_use_it_in_any_theme_and_size(open_tab: Tabs, service: Ser
     page.locator(".frame").nth(1).click()
     expect(page.get_by_role("alert")).to_be_visible()
     accessible(page)
-    button(page, "Keys").click()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
     shoot(page, f"keys-{theme}-{size[0]}")
     accessible(page)
     page.keyboard.press("Escape")

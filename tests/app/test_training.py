@@ -1,8 +1,11 @@
 """The child process of a training job, driven as the worker drives it."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from toys import DEADLINE_SECONDS, encoded, noise
 
 import app
 from app.orders import Order
+from app.training import _recipe
 
 
 @pytest.fixture
@@ -38,6 +42,29 @@ def test_a_child_ends_when_its_parent_is_gone(job):
         assert json.loads(process.stdout.readline())["step"] == 1
         process.stdin.close()
         assert process.wait(DEADLINE_SECONDS) == 1
+
+
+def test_the_time_left_is_that_of_whichever_ends_first(job):
+    with child(job, seconds=3500.0) as process:  # of an hour, and of a million steps
+        assert 0 < json.loads(process.stdout.readline())["seconds_left"] < 100
+        process.stdin.close()
+    (job / "order.json").write_text(Order(model="m", minutes=60, steps=3, device="cpu").model_dump_json())
+    (job / "plan.json").unlink()
+    with child(job) as process:
+        left = [json.loads(line)["seconds_left"] for line in process.stdout if b"seconds_left" in line]
+    assert len(left) == 3
+    assert left[-1] == 0
+
+
+@pytest.mark.parametrize(("method", "rate"), [("noisy", 2e-4), ("pairs", 1e-3)])
+def test_the_learning_rate_is_decided_once_and_is_the_full_one_where_a_parent_may_have_seen_nothing_alike(job, models_dir, method, rate):
+    (job / "parent").mkdir()
+    shutil.copy(models_dir / "same.safetensors", job / "parent")
+    order = Order(model="m", method=method, minutes=60, steps=2, device="cpu")
+    decided = [dataclasses.asdict(_recipe(order, job, time.monotonic() + 3600)) for _ in range(2)]
+    assert decided[0] == decided[1]
+    assert decided[0]["lr"] == pytest.approx(rate)
+    assert json.loads((job / "plan.json").read_text())["lr"] == pytest.approx(rate)
 
 
 def test_a_child_that_cannot_train_says_why(job):

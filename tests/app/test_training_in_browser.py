@@ -7,12 +7,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browsing import Tabs, accessible, button, launched, needs_browser, served, shoot, shown, tabs
-from playwright.sync_api import Browser, Page, Route, expect
+from browsing import Tabs, accessible, button, drop, needs_browser, served, shoot, shown
+from playwright.sync_api import Page, Route, expect
 from toys import encoded, noise, wait_for
 
 from app.main import create_app
 from app.settings import Settings
+from core import DataError, data, methods
 
 pytestmark = needs_browser
 
@@ -24,18 +25,6 @@ def address(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The service with the small model `same`."""
     with served(create_app(Settings(models_dir=models_dir, train_dir=tmp_path_factory.mktemp("train"), device="cpu"))) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def open_tab(browser: Browser, address: str) -> Iterator[Tabs]:
-    with tabs(browser, address) as open_tab:
-        yield open_tab
 
 
 @pytest.fixture
@@ -74,7 +63,7 @@ def test_a_model_is_trained_compared_used_and_put_back(page: Page, address: str)
     shoot(page, "train-chosen")
     start(page, "my-camera", Steps="2")
     status(page, "done")
-    expect(page.locator(".verdict")).to_have_text(re.compile(r"^(Better than its parent by|Not better than its parent)"))
+    expect(page.locator(".verdict")).to_have_text(re.compile(r"^(Better than its parent by|(Hardly|Not) better than its parent)"))
     expect(page.locator(".scores dd")).to_have_count(3)
     expect(page.locator(".panels img")).to_have_count(3)
     for image in page.locator(".panels img").all():
@@ -155,6 +144,52 @@ def test_a_job_survives_a_reload_and_is_cancelled_goes_on_and_is_deleted(page: P
     button(page, "Delete for good?").click()
     expect(page.locator(".home")).to_be_visible()
     expect(page.locator(".jobs")).not_to_contain_text("long")
+
+
+def scenes(folder: Path, *shots: str) -> Path:
+    """Three scenes, two shots of each."""
+    for seed in range(6):
+        path = folder / f"{shots[seed // 3]}{seed % 3}.png" if len(shots) == 2 else folder / shots[0].format(seed % 3, seed // 3 + 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(noise(100, 100, seed)))
+    return folder
+
+
+def test_a_dropped_folder_of_pairs_is_trained_on(page: Page, address: str, tmp_path: Path) -> None:
+    page.get_by_label("Pairs").check()
+    drop(page, ".dropzone", scenes(tmp_path / "scenes", "one/", "two/"))
+    zone = page.locator(".dropzone")
+    expect(zone).to_contain_text("6 pictures")
+    expect(zone).to_contain_text("3 pairs by their names")
+    expect(page.locator(".glimpses canvas")).to_have_count(6)
+    shoot(page, "train-pairs")
+    with page.expect_response(f"{address}/train") as answer:
+        start(page, "by-pairs", Steps="2")
+    status(page, "done")
+    job = httpx.get(f"{address}{answer.value.headers['location']}").json()
+    assert (job["method"], job["pictures"]) == ("pairs", 6)
+    expect(page.locator(".outcome")).to_contain_text("estimated from pairs")
+    httpx.delete(f"{address}/models/by-pairs").raise_for_status()
+
+
+def test_the_pairs_are_counted_by_the_services_rules(page: Page, tmp_path: Path) -> None:
+    page.get_by_label("Pairs").check()
+    zone = page.locator(".dropzone")
+    ways = [("{}_{}.png",), ("{}-a{}.png",), ("{}{}x.png",), ("{}/{}.png",), ("noisy/", "clean/"), ("Noisy/", "deep/Clean/"), ("a/", "b/c")]
+    for number, shots in enumerate(ways):
+        folder = scenes(tmp_path / str(number), *shots)
+        try:
+            pairs = len(methods.pair([path.relative_to(folder).as_posix() for path in data.find([folder])]).pairs)
+        except DataError:
+            pairs = 0
+        drop(page, ".dropzone", *sorted(folder.iterdir()))
+        expect(zone).to_contain_text("6 pictures")
+        expect(zone).to_contain_text(f"{pairs} pairs by their names" if pairs else "No pairs by their names yet")
+        button(page, "Take all out").click()
+    for name in ("cat_noisy.png", "cat_clean.jpg"):
+        (tmp_path / name).write_bytes(PICTURES[0][1])
+    drop(page, ".dropzone", tmp_path / "cat_noisy.png", tmp_path / "cat_clean.jpg")
+    expect(zone).to_contain_text("1 pair by their names")
 
 
 def test_pictures_that_cannot_be_trained_on_are_refused_in_the_services_words(page: Page, address: str) -> None:

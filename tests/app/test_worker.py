@@ -177,6 +177,28 @@ def test_a_job_whose_log_cannot_be_written_has_failed_with_the_reason(ledger, qu
     assert ledger[id].job.reason.startswith("The training process could not be run ([Errno 21] Is a directory")
 
 
+def test_on_a_full_disk_there_is_room_to_write_down_how_a_job_ended(ledger, queue, settings, job, monkeypatch):
+    id = job("queued")
+    ballast = folders.of(settings, id) / folders.BALLAST
+    held, there = [], []
+    change = ledger.change
+
+    def follow(attempt):
+        held.append(ballast.stat().st_blocks * 512)
+        return {"failed": "The disk is full."}, 0
+
+    def watched(*given, **named):
+        there.append(ballast.exists())
+        return change(*given, **named)
+
+    monkeypatch.setattr(worker._Attempt, "_follow", follow)
+    monkeypatch.setattr(ledger, "change", watched)
+    Worker(ledger, queue, settings)._attempt(id, 1)
+    assert held[0] >= folders.BALLAST_BYTES
+    assert there == [False, False]  # as it began, and as its end was written
+    assert (ledger[id].job.status, ledger[id].job.reason) == ("failed", "The disk is full.")
+
+
 def test_folders_that_belong_to_no_job_are_strays_unless_somebody_fills_them(settings, job):
     known = job("done")
     left, filled, foreign = (folders.of(settings, name) for name in ("left", "filled", "foreign"))

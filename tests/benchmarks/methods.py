@@ -2,6 +2,8 @@
 
 Every method gets the same pictures, the same network to start from, and the same number of steps. What is measured is the model as it is
 served: the noise level is not told. "targets" is Noise2Noise with the truth in place of the second shot: what could be had at best.
+
+A long run may be had in pieces: with `--folder` and `--minutes` it stops in time, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from app.training import GENTLE
 from core import Denoiser, Picture, data, images, metrics, trainer, weights
 
 SIDE = 448
@@ -75,6 +78,21 @@ def score(denoise: Callable[[Tensor], Tensor], clean: list[Tensor], put_on: Call
     return total / len(clean)
 
 
+def ended(recipe: trainer.Recipe) -> bool:
+    return str(weights.load(recipe.out)[1]["recipe"]["steps"]).startswith(f"{recipe.steps} ")
+
+
+def trained(recipe: trainer.Recipe, deadline: float) -> float:
+    """Trains until the last step or the deadline; the seconds it took so far."""
+    spent = recipe.out.with_suffix(".seconds")
+    before, began = float(spent.read_text()) if spent.exists() else 0.0, time.monotonic()
+    if not (recipe.out.exists() and ended(recipe)):
+        trainer.train(recipe, stop=lambda: time.monotonic() > deadline, resume=recipe.checkpoint.exists())
+    seconds = before + time.monotonic() - began
+    spent.write_text(str(seconds))
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, nargs="+")
@@ -87,6 +105,8 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--methods", nargs="+", default=["targets", "pairs", "noisy"])
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--folder", type=Path, help="Where to keep what was trained, to go on from it.")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="At most, for all methods together.")
     parser.add_argument("--json", action="store_true")
     wishes = parser.parse_args()
     put_on = NOISES[wishes.noise]
@@ -100,12 +120,13 @@ def main() -> None:
     tell = print if not wishes.json else lambda *_, **__: None
     for row in rows:
         tell(f"{row['model']:<20} {row['psnr']:6.2f} dB", flush=True)
+    deadline = time.monotonic() + 60 * wishes.minutes
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
+        root = wishes.folder or Path(temporary)
         laid = folders(root, clean, put_on)
         for name in wishes.methods:
             plain = trainer.Recipe(data=(laid[name],), out=root / f"{name}.safetensors", method="noisy" if name == "noisy" else "pairs")
-            rate = wishes.lr or plain.lr * (1.0 if wishes.parent is None else 0.2)
+            rate = wishes.lr or plain.lr * (1.0 if wishes.parent is None else GENTLE[plain.method])
             recipe = trainer.Recipe(
                 data=plain.data,
                 out=plain.out,
@@ -119,10 +140,11 @@ def main() -> None:
                 evaluate_every=wishes.steps,
                 checkpoint_seconds=math.inf,
             )
-            began = time.monotonic()
-            trainer.train(recipe)
-            seconds = time.monotonic() - began
+            seconds = trained(recipe, deadline)
             card = weights.load(recipe.out)[1]
+            if not ended(recipe):
+                tell(f"{name:<20} {card['recipe']['steps']} steps: the same command goes on", flush=True)
+                break
             rows.append({"model": name, "psnr": score(Denoiser.load(recipe.out), others, put_on), "seconds": seconds, **card["quality"]})
             told = ", ".join(f"{who} {card['quality'][who]}" for who in ("before", "parent", "trained"))
             tell(f"{name:<20} {rows[-1]['psnr']:6.2f} dB  {seconds:5.0f} s  by itself: {told}; {card['note']}", flush=True)

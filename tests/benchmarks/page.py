@@ -5,6 +5,7 @@ Needs chromium and `pip install '.[test]'`. Starts the service itself, with the 
 
 import asyncio
 import io
+import re
 import shutil
 import socket
 import tempfile
@@ -72,6 +73,13 @@ async def look(address: str, picture: bytes) -> None:
             await expect(hint).to_contain_text("Preview of what is seen")
             print(f"{'preview of what is seen after':44} {time.perf_counter() - began:5.1f} s")
             await watch(page, "opening 24 megapixels, preview")
+            for strength in ("0.9", "1.1", "1"):
+                began = time.perf_counter()
+                async with page.expect_response(re.compile(f"strength={strength}&")):
+                    await page.get_by_label("Strength", exact=True).first.fill(strength)
+                await expect(hint).to_contain_text("Preview of what is seen")
+                print(f"{'the next preview, a slider moved':44} {time.perf_counter() - began:5.2f} s")
+            await watch(page, "three more previews")
             await page.locator(".stage").focus()
             for key in ["0", "+", "+", "ArrowLeft", "ArrowUp", "z", "ArrowRight", "-", "4", "1", "3", "2"]:
                 await page.keyboard.press(key)

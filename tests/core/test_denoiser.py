@@ -126,6 +126,21 @@ def test_a_region_by_a_blind_network_is_that_of_the_whole_pictures_answer(genera
     torch.testing.assert_close(part, blind(noisy, strength=strength)[60:70, 50:70], atol=1e-5, rtol=0)
 
 
+def test_a_region_that_takes_two_passes_costs_less_than_the_whole(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    blind, noisy = Denoiser(small(generator), {"blind": True}, "made", CPU, torch.float32), photo(40, 2000)
+    passes: list[int] = []
+    by_strips = blind._by_strips
+    monkeypatch.setattr(
+        blind, "_by_strips", lambda pixels, *given, **named: passes.append(pixels.shape[1]) or by_strips(pixels, *given, **named)
+    )
+    whole = blind(noisy, strength=2)
+    part = blind.region(noisy, Region(1000, 3, 40, 30), strength=2)
+    torch.testing.assert_close(part, whole[3:33, 1000:1040], atol=1e-5, rtol=0)
+    assert passes[:2] == [2000, 2000]
+    assert passes[2] <= 40 + 4 * blind._halo + 31  # begins on the tiles' grid
+    assert passes[3] <= 40 + 2 * blind._halo + 31
+
+
 def test_a_region_cut_without_its_surroundings_would_differ(denoiser: Denoiser) -> None:
     noisy, region = photo(150, 131), Region(50, 60, 20, 10)
     whole = denoiser(noisy, SIGMA)

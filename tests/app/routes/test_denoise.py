@@ -1,5 +1,6 @@
 """POST /denoise, asked in every way that it promises to understand."""
 
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from starlette.testclient import TestClient
-from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise
+from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise, wait_for
 
 PNG = encoded(noise())
 
@@ -140,6 +141,70 @@ def test_only_the_region_that_was_asked_for_is_made_and_sent(serve):
     assert part.status_code == 200, part.text
     assert decoded(part.content).tobytes() == decoded(whole.content).crop((5, 3, 15, 11)).tobytes()
     assert part.headers["X-Clearfold-Sigma"] == whole.headers["X-Clearfold-Sigma"]
+
+
+def test_a_kept_picture_is_asked_about_again_without_sending_it(serve):
+    toy = Toy(lambda pixels, sigma, going: 1 - pixels)
+    picture = noise()
+    picture.putalpha(noise().getchannel("R"))
+    with serve(toy) as client:
+        plain = ask(client, encoded(picture))
+        first = ask(client, encoded(picture), keep=True, crop="0,0,1,1")
+        kept = {"X-Clearfold-Kept": first.headers["X-Clearfold-Kept"]}
+        again = client.post("/denoise", headers=kept)
+        part = client.post("/denoise", params={"crop": "5,3,10,8", "strength": 0, "format": "webp"}, headers=kept)
+    assert "X-Clearfold-Kept" not in plain.headers
+    assert again.content == plain.content
+    assert again.headers["Content-Disposition"] == plain.headers["Content-Disposition"]
+    assert decoded(part.content).size == (10, 8)
+    assert part.headers["content-type"] == "image/webp"
+    assert toy.asked == [(toy.estimate(torch.empty(0)), 1.0)] * 3
+
+
+def test_metadata_left_out_of_one_answer_is_kept_for_the_next(serve):
+    exif = Image.Exif()
+    exif[0x010E] = "a cat"
+    file = io.BytesIO()
+    noise().save(file, "png", exif=exif)
+    with serve(Toy()) as client:
+        kept = ask(client, file.getvalue(), keep=True, metadata="strip").headers["X-Clearfold-Kept"]
+        again = client.post("/denoise", headers={"X-Clearfold-Kept": kept})
+    assert decoded(again.content).getexif()[0x010E] == "a cat"
+
+
+def test_a_picture_that_is_not_kept_is_to_be_sent_again(serve):
+    with serve(Toy()) as client:
+        answer = client.post("/denoise", headers={"X-Clearfold-Kept": "guessed"})
+        both = client.post("/denoise", headers={"X-Clearfold-Kept": "guessed"}, content=PNG)
+        chunked = client.post("/denoise", headers={"X-Clearfold-Kept": "guessed"}, content=iter([PNG]))
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:clearfold:problem:unknown-picture")
+    assert answer.json()["detail"] == "The picture is not kept here, or no longer: send it again."
+    for each in (both, chunked):
+        assert (each.status_code, each.json()["detail"]) == (
+            422,
+            "X-Clearfold-Kept stands for the picture: leave it out, or send an empty body.",
+        )
+
+
+def test_where_nothing_is_to_be_kept_a_wish_for_it_is_no_error(serve):
+    with serve(Toy(), max_kept_bytes=0) as client:
+        answer = ask(client, keep=True)
+    assert answer.status_code == 200
+    assert "X-Clearfold-Kept" not in answer.headers
+
+
+def test_a_part_of_a_kept_picture_counts_as_no_more_than_that_part(serve):
+    gate = Gate()
+    with serve(Toy(gate, name="slow"), Toy(), max_queued_pixels=24 * 16 + 80) as client, ThreadPoolExecutor() as others:
+        kept = {"X-Clearfold-Kept": ask(client, model="toy", keep=True).headers["X-Clearfold-Kept"]}
+        first = others.submit(ask, client, model="slow")
+        wait_for(gate.began.is_set, "the slow picture")
+        whole = client.post("/denoise", headers=kept)
+        part = others.submit(client.post, "/denoise", params={"crop": "0,0,10,8", "model": "toy"}, headers=kept)
+        wait_for(lambda: part.done() or "clearfold_pictures_admitted 2.0" in client.get("/metrics").text, "the part's place")
+        gate.opened.set()
+        assert (first.result().status_code, part.result().status_code) == (200, 200)
+    assert whole.status_code == 429
 
 
 @pytest.mark.parametrize("crop", ["0,0,25,1", "0,0,0,0", "24,0,1,1", "0,999999999,1,1"])
