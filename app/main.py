@@ -112,7 +112,9 @@ def _lifespan(
             metrics.watch("clearfold_pictures_waiting", "Pictures that wait.", lambda: workers.waiting)
             metrics.watch("clearfold_pixels_admitted", "Pixels of the pictures that wait or are worked on.", lambda: workers.pixels)
             kept = Kept(settings.max_kept_bytes, settings.kept_seconds)
-            metrics.watch("clearfold_kept_bytes", "Bytes of the pictures that are kept for their client's next question.", lambda: kept.size)
+            metrics.watch(
+                "clearfold_kept_bytes", "Bytes of the pictures that are kept for their client's next question.", lambda: kept.size
+            )
             for model in models:
                 metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
             jobs = Jobs(models, settings)
