@@ -54,7 +54,7 @@ class Service:
             return self.family() if self.alive() else []
 
     def resident_bytes(self, quick: bool = False) -> int:
-        """Of the family; `quick`: all of the service's, and of its children's what they share with nobody, which takes no time to find out."""
+        """Of the family; `quick`: all of the service's, and of its children's what they share with nobody, which takes no time."""
         total = 0
         for pid in self.family():
             with contextlib.suppress(OSError):
