@@ -44,8 +44,8 @@ MAX_JOBS = 1000
 """Then a child is replaced: whatever a library leaks goes with it."""
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 """What a child is told of its surroundings: no keys, no addresses."""
-TRIMMED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
-"""Large blocks go back to the system as they are freed."""
+TRIMMED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "8388608"}
+"""Large blocks go back to the system as they are freed; small ones would be fetched anew, page by page, for every picture."""
 TOO_LATE = (-signal.SIGPROF, -signal.SIGALRM)
 
 _log = logging.getLogger("clearfold")
