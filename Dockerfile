@@ -15,7 +15,8 @@ WORKDIR /srv/clearfold
 ENV PATH=/srv/venv/bin:$PATH
 RUN python -m venv /srv/venv
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print('\n'.join(project['dependencies'] + project['optional-dependencies']['s3']))" > requirements.txt \
     && pip install --no-cache-dir -r requirements.txt
 
 COPY --from=build /srv/wheel /srv/wheel

@@ -49,11 +49,14 @@ def main() -> None:
         from app import together
         from app.access import AccessError
         from app.errors import Problem
+        from app.store import StoreError
         from core import DataError, DeviceError, ImageError, KernelError, WeightsError
         from core.ranks import Elsewhere, Lost
         from core.trainer import TrainingError
 
-        mistakes = (DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, OSError, Lost)
+        mistakes = (
+            DataError, DeviceError, ImageError, WeightsError, KernelError, TrainingError, AccessError, Problem, StoreError, OSError, Lost
+        )  # fmt: skip
         if not isinstance(error, (*mistakes, Elsewhere)):
             raise
         if not isinstance(error, Elsewhere):
@@ -114,22 +117,36 @@ def serve(
 @cli.command()
 def worker(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.", show_default="auto")] = None,
+    host: Annotated[str, typer.Option(help="Address for --port.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Answer /livez, /readyz and /metrics on this port.", show_default="none")
+    ] = None,
 ) -> None:
-    """Train what services elsewhere were asked to, until told to stop: with the jobs_url and train_dir that they have."""
-    from app.ledger import Ledger
+    """Train what services elsewhere were asked to, until told to stop: with their jobs_url, and their store_url or shared train_dir."""
+    from app import probes
+    from app.ledger import AWAY, Ledger
     from app.queue import Queue
-    from app.worker import Worker
+    from app.worker import SWEEP_SECONDS, Worker
 
     settings = _settings(device=device)
     ledger = Ledger.of(settings)
-    training = Worker(ledger, Queue(ledger.url), settings)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    training.start()
-    err.print(f"waiting for training jobs in {ledger.url!r}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    told.wait()
-    training.stop()
+    training: Worker | None = None
+    with probes.answering((host, port) if port is not None else None, ledger, lambda: training is not None and training.ready()):
+        while not told.is_set() and training is None:
+            try:
+                begun = Worker(ledger, Queue(ledger.url), settings)
+                begun.start()
+                training = begun
+            except AWAY as away:
+                _say(f"the jobs' database does not answer: {str(away).splitlines()[0]}")
+                told.wait(SWEEP_SECONDS)
+        if training is not None:
+            err.print(f"waiting for training jobs in {ledger.url!r}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            told.wait()
+            training.stop()
     ledger.close()
 
 

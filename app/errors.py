@@ -29,6 +29,7 @@ Decides nothing: who raises a problem knows why.
     ├── Internal              500    our fault
     ├── NotReady              503    no weights are loaded
     ├── JobsAway              503    the jobs' database does not answer
+    ├── StoreAway             503    the bucket does not answer
     └── DiskFull              507
 """
 
@@ -217,10 +218,19 @@ class NotReady(Problem):
     example = "models_dir = '/models' holds no weights: put a model there, or set CLEARFOLD_MODELS_DIR."
 
 
+RETRY_SECONDS = 5
+
+
 class JobsAway(Problem):
     status = 503
     title = "The jobs' database does not answer"
-    example = "The jobs' database does not answer: try again in 5 seconds. Denoising goes on."
+    example = f"The jobs' database does not answer: try again in {RETRY_SECONDS} seconds. Denoising goes on."
+
+
+class StoreAway(Problem):
+    status = 503
+    title = "The store of weights and jobs' files does not answer"
+    example = f"The store of weights and jobs' files does not answer: try again in {RETRY_SECONDS} seconds. Denoising goes on."
 
 
 class DiskFull(Problem):

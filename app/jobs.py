@@ -1,9 +1,12 @@
 """The training jobs as the service's handlers see them. Puts table, queue, folders and worker together; does the work of none.
 
-Nothing is opened before the first job is ordered, or was by an earlier run: a service that never trains has no database.
+Nothing is opened before the first job is ordered, or was by an earlier run: a service that never trains has no database. One whose database
+does not answer goes on without, and asks it again and again.
 """
 
 import contextlib
+import logging
+import math
 import os
 import secrets
 import shutil
@@ -16,16 +19,19 @@ from typing import TypeVar
 import anyio
 import sqlalchemy as sa
 
-from app import folders
-from app.errors import DiskFull, JobsAway, ModelExists, NotEnded, NotResumable, UnknownJob, told_when_full
-from app.ledger import Ledger, Record, file_of, now
+from app import folders, store
+from app.errors import RETRY_SECONDS, DiskFull, JobsAway, ModelExists, NotEnded, NotResumable, StoreAway, UnknownJob, told_when_full
+from app.ledger import AWAY, Ledger, Record, file_of, now
 from app.models import Models
 from app.orders import Event, Job, Order, Status
 from app.queue import Queue
 from app.settings import Settings
 from app.worker import Worker
 
-RETRY_SECONDS = 5
+LOOK_SECONDS = 2.0
+ANSWER_SECONDS = 10.0
+"""So long a request waits for a database elsewhere. Whether what it asked for was done is then not known."""
+_log = logging.getLogger("clearfold")
 T = TypeVar("T")
 
 
@@ -34,11 +40,15 @@ class Jobs:
 
     def __init__(self, models: Models, settings: Settings) -> None:
         self._models, self._settings = models, settings
+        self._store = store.of(settings)
+        self._threads = anyio.CapacityLimiter(16)  # of its own: a database that hangs takes none from pictures
         self._opening = threading.Lock()
         self._ledger: Ledger | None = None
         self._queue: Queue | None = None
         self._worker: Worker | None = None
         self.hung_up = False
+        self.waiting: dict[str, int] = {}
+        """How many jobs have not ended, by their status, as they were a moment ago."""
 
     def hang_up(self) -> None:
         """Whoever follows a job is to come back later: this service stops."""
@@ -46,10 +56,18 @@ class Jobs:
 
     # Opening and closing; in threads.
 
+    @property
+    def _there(self) -> bool:
+        """Whether there may be jobs of which this process knows nothing yet."""
+        return self._settings.jobs_url is not None or file_of(self._settings).exists()
+
     def resume(self) -> None:
         """Opens what an earlier run left, and goes on with its jobs."""
-        if self._settings.jobs_url is not None or file_of(self._settings).exists():
-            self._open()
+        if self._there:
+            try:
+                self._open()
+            except AWAY as away:
+                _log.warning("the jobs' database does not answer: %s", away)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -71,64 +89,95 @@ class Jobs:
                 self._ledger, self._queue = ledger, queue
             return self._ledger, self._queue
 
+    async def watch(self) -> None:
+        """Counts the jobs every two seconds, and opens what could not be opened before."""
+        while True:
+            if self._ledger is not None or self._there:
+                try:
+                    self.waiting = await self._with(lambda ledger, _: ledger.counts())
+                except JobsAway:
+                    _log.debug("the jobs' database does not answer")
+                except Exception:
+                    _log.exception("the training jobs could not be counted")
+            await anyio.sleep(LOOK_SECONDS)
+
     async def _with(self, work: Callable[[Ledger, Queue], T], id: str | None = None) -> T:
         """What `work` gives. `id`: the job it is about, unknown where no job was ever ordered."""
 
         def opened() -> T:
-            if id is not None and self._ledger is None:
+            if id is not None and self._ledger is None and not self._there:
                 raise UnknownJob(f"id = {id!r}: there is no such training job.")
             try:
                 return work(*self._open())
-            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-                if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            except AWAY as error:
+                if getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                     raise DiskFull(f"train_dir = '{self._settings.train_dir}' has no space left: nothing was changed; free some.") from None
                 raise JobsAway(JobsAway.example, headers={"Retry-After": str(RETRY_SECONDS)}) from None
 
-        return await anyio.to_thread.run_sync(opened)
+        with anyio.move_on_after(ANSWER_SECONDS if self._settings.jobs_url is not None else math.inf):
+            return await anyio.to_thread.run_sync(opened, limiter=self._threads, abandon_on_cancel=True)
+        raise JobsAway(JobsAway.example, headers={"Retry-After": str(RETRY_SECONDS)})
 
     # What handlers ask for.
 
     async def start(self, order: Order, lay_pictures: Callable[[Path], int], parent: Path | None) -> Job:
-        """A new job in the queue. `lay_pictures` fills its folder of pictures and counts them, or raises and there is no job."""
+        """A new job in the queue, everything for it in the store. `lay_pictures` fills its folder of pictures and counts them, or raises
+        and there is no job."""
+        taken = await self._with(lambda ledger, _: order.model in self._models or ledger.claimed(order.model))
+        if taken:
+            raise ModelExists(
+                f"model = {order.model!r}: a model with this name is there, or will be, and none is overwritten: choose another name."
+            )
+        id = secrets.token_hex(4)
+        folder = folders.of(self._settings, id)
 
-        def start(ledger: Ledger, queue: Queue) -> Job:
-            if order.model in self._models or ledger.claimed(order.model):
-                raise ModelExists(
-                    f"model = {order.model!r}: a model with this name is there, or will be, and none is overwritten: choose another name."
-                )
-            id = secrets.token_hex(4)
-            folder = folders.of(self._settings, id)
+        def lay() -> int:
+            with told_when_full(self._settings.train_dir):
+                pictures = lay_pictures(folder / "pictures")
+                (folder / "order.json").write_text(order.model_dump_json(indent=2))
+                if parent is not None:
+                    (folder / "parent").mkdir()
+                    _link(parent, folder / "parent" / parent.name)
+                self._store.order(id)
+                return pictures
+
+        def add(ledger: Ledger, queue: Queue) -> None:
+            ledger.add(Record(job, order), lambda connection, record: queue.add(connection, id, record.job.attempt))
+
+        folder.mkdir(parents=True)
+        with folders.locked(folder):  # so that nobody takes it for a stray one
             try:
-                folder.mkdir(parents=True)
-                with told_when_full(self._settings.train_dir), folders.locked(folder):  # so that nobody takes it for a stray one
-                    pictures = lay_pictures(folder / "pictures")
-                    (folder / "order.json").write_text(order.model_dump_json(indent=2))
-                    if parent is not None:
-                        (folder / "parent").mkdir()
-                        _link(parent, folder / "parent" / parent.name)
-                    job = Job(
-                        id=id,
-                        method=order.method,
-                        model=order.model,
-                        parent=order.parent,
-                        activate=order.activate,
-                        pictures=pictures,
-                        minutes=order.minutes,
-                        created=now(),
-                    )
-                    ledger.add(Record(job, order), lambda connection, record: queue.add(connection, id, record.job.attempt))
-                    return job
+                pictures = await anyio.to_thread.run_sync(lay)
+                job = Job(
+                    id=id,
+                    method=order.method,
+                    model=order.model,
+                    parent=order.parent,
+                    activate=order.activate,
+                    pictures=pictures,
+                    minutes=order.minutes,
+                    created=now(),
+                )
+                await self._with(add)
+            except JobsAway:
+                raise  # perhaps it was written down all the same, and then its files are needed
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._unlay, id)
                 raise
+        await anyio.to_thread.run_sync(self._store.leave, id)
+        return job
 
-        return await self._with(start)
+    def _unlay(self, id: str) -> None:
+        self._store.leave(id)
+        with contextlib.suppress(Exception):
+            self._store.forget(id)
 
     async def get(self, id: str) -> Job:
         return await self._with(lambda ledger, _: ledger[id].shown(), id)
 
     async def page(self, limit: int, before: str | None, status: Status | None) -> list[Job]:
-        if self._ledger is None:
+        if self._ledger is None and not self._there:
             return []
         return await self._with(lambda ledger, _: [record.shown() for record in ledger.page(limit, before, status)])
 
@@ -191,14 +240,17 @@ class Jobs:
             ledger.remove(id)
             with contextlib.suppress(sa.exc.DBAPIError):
                 queue.drop(id, range(1, record.job.attempt + 1))
-            folders.clear(folders.of(self._settings, id))
 
         await self._with(remove, id)
+        try:
+            await anyio.to_thread.run_sync(self._store.forget, id)
+        except StoreAway:
+            _log.warning("the files of training job %s, which was deleted, stay in the store", id)
 
-    async def file(self, id: str, name: str) -> Path:
-        """A file of the job's folder; it may not be there."""
+    async def file(self, id: str, name: str) -> bytes | None:
+        """What may be looked at of a job; None: it is not there."""
         await self.get(id)
-        return folders.of(self._settings, id) / name
+        return await anyio.to_thread.run_sync(self._store.shown, id, name)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,11 +1,12 @@
-"""The jobs' table: what was asked for, how it goes, and every event of it. The one place with SQL; runs nothing.
+"""The tables: jobs, what was asked for and how it goes, every event of them, and the models. The one place with SQL; runs nothing.
 
 Whatever changes a job does so in one transaction on its row, together with the event that tells of it and with the queue's entry for it, so
-that a process may be killed between any two lines. SQLite and PostgreSQL are known; several processes may share either.
+that a process may be killed between any two lines. SQLite and PostgreSQL are known; several processes may share either, and on PostgreSQL
+several machines: the clock by which a worker is silent is the database's.
 """
 
 import json
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +16,29 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.errors import ModelExists, UnknownJob
+from app.errors import RETRY_SECONDS, JobsAway, ModelExists, ModelInUse, UnknownJob, UnknownModel
 from app.orders import ENDED, Event, Job, Order, Status
 from app.settings import Settings
 
 SILENT_SECONDS = 10.0
 """A running job is shown as queued when its worker was not heard of for so long."""
+AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError)
+"""What is raised when the database does not answer."""
+PATIENCE: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
+"""With PostgreSQL: a machine that is gone is found to be in seconds, not in the kernel's quarter of an hour."""
 
 
 @dataclass
 class Record:
-    """A job's row. `beat`: when its worker was last heard of, seconds since 1970; `machine`: where that worker runs."""
+    """A job's row. `beat`: when its worker was last heard of, seconds since 1970; `machine`: where that worker runs; `state`: the key under
+    which the store keeps what it has learned; `clock`: the database's when the row was read.
+    """
 
     job: Job
     order: Order
@@ -33,14 +46,21 @@ class Record:
     machine: str = ""
     crashes: int = 0
     crashed_at: int | None = None
+    state: str | None = None
+    clock: float = 0.0
 
     @property
     def ended(self) -> bool:
         return self.job.status in ENDED
 
+    @property
+    def silence(self) -> float:
+        """Seconds since its worker was heard of."""
+        return self.clock - self.beat
+
     def shown(self) -> Job:
         """As it is told to whoever asks: running only if a worker says so."""
-        silent = self.job.status == "running" and time.time() - self.beat > SILENT_SECONDS
+        silent = self.job.status == "running" and self.silence > SILENT_SECONDS
         return self.job.model_copy(update={"status": "queued"}) if silent else self.job
 
 
@@ -58,6 +78,7 @@ _jobs = sa.Table(
     sa.Column("machine", sa.String(255), nullable=False),
     sa.Column("crashes", sa.Integer, nullable=False),
     sa.Column("crashed_at", sa.Integer),
+    sa.Column("state", sa.String(32)),
 )
 _events = sa.Table(
     "clearfold_events",
@@ -67,10 +88,23 @@ _events = sa.Table(
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("data", sa.Text, nullable=False),
 )
+_models = sa.Table(
+    "clearfold_models",
+    _tables,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(32), nullable=False),  # where its files are in the store; never used twice
+    sa.Column("job", sa.String(32)),
+)
+_default = sa.Table(
+    "clearfold_default",
+    _tables,
+    sa.Column("only", sa.Integer, primary_key=True),  # one row, which whoever removes or chooses a model locks
+    sa.Column("model", sa.String(64)),
+)
 
 
 class Ledger:
-    """The table. Blocks while the database works: to be called in threads."""
+    """The tables. Blocks while the database works: to be called in threads. Connects when it is first asked for something."""
 
     def __init__(self, url: str) -> None:
         self.url = sa.make_url(url)
@@ -78,14 +112,18 @@ class Ledger:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         elif self.url.drivername in ("postgresql", "postgres"):
             self.url = self.url.set(drivername="postgresql+psycopg")
-        self._engine = sa.create_engine(self.url, pool_pre_ping=True)
+        postgres = self.url.drivername == "postgresql+psycopg"
+        patience = {name: value for name, value in PATIENCE.items() if postgres and name not in self.url.query}
+        pool = (
+            {"pool_size": 2, "max_overflow": 6, "pool_timeout": 5} if postgres else {}
+        )  # every process has some, and the database not many
+        self._engine = sa.create_engine(self.url, pool_pre_ping=True, connect_args=patience, **pool)
+        clock = "extract(epoch from clock_timestamp())" if postgres else "(julianday('now') - 2440587.5) * 86400.0"
+        self._rows = sa.select(_jobs, sa.cast(sa.literal_column(clock), sa.Double).label("clock"))
+        self._made, self._making = False, threading.Lock()
         if self.url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
-        try:
-            _tables.create_all(self._engine)
-        except sa.exc.DBAPIError:  # another process was creating them just now
-            _tables.create_all(self._engine)
 
     @classmethod
     def of(cls, settings: Settings) -> "Ledger":
@@ -94,9 +132,19 @@ class Ledger:
     def close(self) -> None:
         self._engine.dispose()
 
+    def _connect(self) -> sa.Connection:
+        with self._making:
+            if not self._made:
+                try:
+                    _make(self._engine)
+                except sa.exc.DBAPIError:  # another process was creating them just now
+                    _make(self._engine)
+                self._made = True
+        return self._engine.connect()
+
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+        with self._connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 
     def add(self, record: Record, enqueue: Callable[[sa.Connection, Record], None]) -> None:
@@ -112,15 +160,15 @@ class Ledger:
             ) from None
 
     def __getitem__(self, id: str) -> Record:
-        with self._engine.connect() as connection:
-            return _record(id, connection.execute(sa.select(_jobs).where(_jobs.c.id == id)).mappings().first())
+        with self._connect() as connection:
+            return _record(id, connection.execute(self._rows.where(_jobs.c.id == id)).mappings().first())
 
     def page(self, limit: int, before: str | None = None, status: Status | None = None) -> list[Record]:
         """The newest first, those before a given one."""
-        query = sa.select(_jobs).order_by(_jobs.c.number.desc()).limit(limit)
+        query = self._rows.order_by(_jobs.c.number.desc()).limit(limit)
         if status is not None:
             query = query.where(_jobs.c.status == status)
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             if before is not None:
                 number = connection.execute(sa.select(_jobs.c.number).where(_jobs.c.id == before)).scalar()
                 if number is None:
@@ -130,17 +178,23 @@ class Ledger:
 
     def active(self) -> list[Record]:
         """The jobs that have not ended, the oldest first."""
-        with self._engine.connect() as connection:
-            query = sa.select(_jobs).where(_jobs.c.status.notin_(ENDED)).order_by(_jobs.c.number)
+        with self._connect() as connection:
+            query = self._rows.where(_jobs.c.status.notin_(ENDED)).order_by(_jobs.c.number)
             return [_record(row["id"], row) for row in connection.execute(query).mappings()]
 
     def ids(self) -> set[str]:
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             return set(connection.execute(sa.select(_jobs.c.id)).scalars())
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs have not ended, by their status."""
+        query = sa.select(_jobs.c.status, sa.func.count()).where(_jobs.c.status.notin_(ENDED)).group_by(_jobs.c.status)
+        with self._connect() as connection:
+            return dict(connection.execute(query).all())
 
     def claimed(self, model: str) -> bool:
         """Whether a job that has not ended is about to make that model."""
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             return connection.execute(sa.select(_jobs.c.id).where(_jobs.c.claim == model)).first() is not None
 
     def change(
@@ -156,7 +210,7 @@ class Ledger:
         """
         try:
             with self._writing() as connection:
-                row = connection.execute(sa.select(_jobs).where(_jobs.c.id == id).with_for_update()).mappings().first()
+                row = connection.execute(self._rows.where(_jobs.c.id == id).with_for_update()).mappings().first()
                 record = _record(id, row)
                 before = record.job.model_copy()
                 if not edit(record):
@@ -179,16 +233,66 @@ class Ledger:
 
     def events(self, id: str, after: int = 0, limit: int = 500) -> list[Event]:
         query = sa.select(_events).where(_events.c.id == id, _events.c.number > after).order_by(_events.c.number).limit(limit)
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             rows = connection.execute(query).mappings().all()
         return [Event(number=row["number"], kind=row["kind"], data=json.loads(row["data"])) for row in rows]
 
     def last(self, id: str, kind: str) -> dict[str, Any] | None:
         """What the newest event of that kind told."""
         query = sa.select(_events.c.data).where(_events.c.id == id, _events.c.kind == kind).order_by(_events.c.number.desc()).limit(1)
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             data = connection.execute(query).scalar()
         return None if data is None else dict(json.loads(data))
+
+    # Models. Whether a model is the default is decided under the lock of the one row that says so.
+
+    def models(self) -> tuple[dict[str, str], str | None]:
+        """The key of each by its name, and the one that was chosen as the default."""
+        with self._connect() as connection:
+            keys = dict(connection.execute(sa.select(_models.c.name, _models.c.key).order_by(_models.c.name)).all())
+            return keys, connection.execute(sa.select(_default.c.model)).scalar()
+
+    def add_model(self, name: str, key: str, job: str | None) -> bool:
+        """Whether it was added: not if that job has added it before. Raises ModelExists."""
+        try:
+            with self._writing() as connection:
+                connection.execute(_models.insert().values(name=name, key=key, job=job))
+                return True
+        except sa.exc.IntegrityError:
+            with self._connect() as connection:
+                if job is not None and connection.execute(sa.select(_models.c.job).where(_models.c.name == name)).scalar() == job:
+                    return False
+            raise ModelExists(f"model = {name!r}: a model with this name is there, and none is overwritten: choose another name.") from None
+
+    def remove_model(self, name: str) -> str:
+        """The key of what it was. Raises UnknownModel or ModelInUse."""
+        with self._writing() as connection:
+            chosen = connection.execute(sa.select(_default.c.model).with_for_update()).scalar()
+            key = connection.execute(sa.select(_models.c.key).where(_models.c.name == name)).scalar()
+            if key is None:
+                raise UnknownModel(f"model = {name!r}: there is no such model.")
+            if name == chosen:
+                raise ModelInUse(f"model = {name!r}: it is the default model: choose another default first.")
+            connection.execute(_models.delete().where(_models.c.name == name))
+            return str(key)
+
+    def choose(self, name: str | None, shipped: bool = False) -> None:
+        """Makes a model the default; None: none. Raises UnknownModel."""
+        with self._writing() as connection:
+            connection.execute(sa.select(_default).with_for_update())
+            there = name is None or shipped or connection.execute(sa.select(_models.c.name).where(_models.c.name == name)).first()
+            if not there:
+                raise UnknownModel(f"model = {name!r}: there is no such model.")
+            connection.execute(_default.update().values(model=name))
+
+
+@contextmanager
+def told_when_away() -> Iterator[None]:
+    """A database that does not answer is a JobsAway."""
+    try:
+        yield
+    except AWAY:
+        raise JobsAway(JobsAway.example, headers={"Retry-After": str(RETRY_SECONDS)}) from None
 
 
 def file_of(settings: Settings) -> Path:
@@ -198,6 +302,16 @@ def file_of(settings: Settings) -> Path:
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def _make(engine: sa.Engine) -> None:
+    """The tables as this release has them; jobs of an earlier one had no `state`."""
+    _tables.create_all(engine)
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        if "state" not in {column["name"] for column in sa.inspect(connection).get_columns(_jobs.name)}:
+            connection.execute(sa.text(f"ALTER TABLE {_jobs.name} ADD COLUMN state VARCHAR(32)"))
+        if connection.execute(sa.select(_default.c.only)).first() is None:
+            connection.execute(_default.insert().values(only=1))
 
 
 def _plain(job: Job) -> dict[str, Any]:
@@ -214,6 +328,7 @@ def _row(record: Record) -> dict[str, Any]:
         "machine": record.machine,
         "crashes": record.crashes,
         "crashed_at": record.crashed_at,
+        "state": record.state,
     }
 
 
@@ -221,7 +336,7 @@ def _record(id: str, row: sa.RowMapping | None) -> Record:
     if row is None:
         raise UnknownJob(f"id = {id!r}: there is no such training job.")
     job, order = Job.model_validate_json(row["job"]), Order.model_validate_json(row["order"])
-    return Record(job, order, row["beat"], row["machine"], row["crashes"], row["crashed_at"])
+    return Record(job, order, row["beat"], row["machine"], row["crashes"], row["crashed_at"], row["state"], row["clock"])
 
 
 def _tell(connection: sa.Connection, id: str, kind: str, data: dict[str, Any]) -> None:

@@ -118,9 +118,12 @@ def _lifespan(
             for model in models:
                 metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
             jobs = Jobs(models, settings)
+            metrics.watch("clearfold_jobs_queued", "Training jobs that wait.", lambda: jobs.waiting.get("queued", 0))
+            metrics.watch("clearfold_jobs_unfinished", "Training jobs that wait or run.", lambda: sum(jobs.waiting.values()))
             await anyio.to_thread.run_sync(jobs.resume)
             async with anyio.create_task_group() as group:
                 group.start_soon(models.watch)
+                group.start_soon(jobs.watch)
                 group.start_soon(kept.watch)
                 try:
                     _when_told_to_stop(jobs.hang_up)
@@ -136,6 +139,7 @@ def _lifespan(
                     )
                 finally:
                     await anyio.to_thread.run_sync(jobs.close)
+                    models.close()
                     group.cancel_scope.cancel()
 
     return lifespan

@@ -23,7 +23,6 @@ class Order(BaseModel):
     sigma_max: float = 55
     parent: str | None = None
     activate: Activate = "never"
-    device: str = "auto"
 
 
 class Quality(BaseModel):

@@ -41,9 +41,13 @@ class Queue:
                 "another service in this process takes training jobs already: give each a process, or set train_here = false"
             )
         _serving, self._serves = attempt, True
-        DBOS(config=self._config())
-        DBOS.launch()
-        DBOS.register_queue(NAME, worker_concurrency=1, polling_interval_sec=POLL_SECONDS, on_conflict="always_update")
+        try:
+            DBOS(config=self._config())
+            DBOS.launch()
+            DBOS.register_queue(NAME, worker_concurrency=1, polling_interval_sec=POLL_SECONDS, on_conflict="always_update")
+        except BaseException:
+            self.stop()  # so that it can be tried again
+            raise
 
     def _config(self) -> DBOSConfig:
         return {

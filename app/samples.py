@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Literal
 
 import anyio
@@ -15,9 +14,9 @@ Panel = Literal["before", "parent", "now"]
 ALL: tuple[tuple[Panel, ...], ...] = (("now",), ("before", "now"), ("before", "parent", "now"))
 
 
-async def answer(request: Request, path: Path, show: Panel | None) -> Response:
-    """The picture at `path`, or the panel that was asked for. Raises NothingHere."""
-    return await anyio.to_thread.run_sync(_answer, request, path, show)
+async def answer(request: Request, data: bytes, show: Panel | None) -> Response:
+    """The picture, or the panel of it that was asked for. Raises NothingHere."""
+    return await anyio.to_thread.run_sync(_answer, request, data, show)
 
 
 def panels(picture: images.Picture) -> Sequence[Panel]:
@@ -26,8 +25,7 @@ def panels(picture: images.Picture) -> Sequence[Panel]:
     return ALL[min(len(ALL), width // height) - 1]
 
 
-def _answer(request: Request, path: Path, show: Panel | None) -> Response:
-    data = path.read_bytes()
+def _answer(request: Request, data: bytes, show: Panel | None) -> Response:
     if show is not None:
         picture = images.read(data)
         there = panels(picture)

@@ -6,10 +6,10 @@ prints these descriptions.
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from limits import parse
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import core
@@ -104,10 +104,18 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = Field(default="text", description="How the log is written: text, or json with a line an event.")
 
-    train_dir: Path = Field(default_factory=_user_data, description="Folder for training jobs and the models that they make.")
+    train_dir: Path = Field(
+        default_factory=_user_data,
+        description="Folder for training jobs and the models that they make; on a shared volume if several machines have one jobs_url.",
+    )
+    store_url: str | None = Field(
+        default=None,
+        description="Bucket for the same, s3://NAME/PREFIX, in place of a shared volume; needs jobs_url. "
+        "Each machine then has a train_dir of its own.",
+    )
     train_here: bool = Field(default=True, description="Whether this process trains, or leaves that to others on the same jobs_url.")
     jobs_url: str | None = Field(
-        default=None, description="Database of the training jobs: postgresql://…; unset: the file jobs.sqlite in train_dir."
+        default=None, description="Database of training jobs and models, for several machines: postgresql://…; unset: a file in train_dir."
     )
     train_minutes: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="Length of a training job unless told.")
     max_train_minutes: float = Field(default=24 * 60.0, gt=0, allow_inf_nan=False, description="Longest training job.")
@@ -115,6 +123,17 @@ class Settings(BaseSettings):
     max_train_unpacked_bytes: PositiveInt = Field(default=4096 * MIB, description="Largest upload once unzipped, in bytes.")
     max_model_bytes: PositiveInt = Field(default=256 * MIB, description="Largest weights file that may be uploaded, in bytes.")
     max_train_pictures: PositiveInt = Field(default=10_000, description="Most pictures in one upload for training.")
+
+    @field_validator("jobs_url", "store_url", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, url: str | None) -> str | None:
+        return url or None
+
+    @model_validator(mode="after")
+    def _a_bucket_has_a_database(self) -> Self:
+        if self.store_url is not None and self.jobs_url is None:
+            raise ValueError(f"store_url = {self.store_url!r} needs a database that tells what lies there: set jobs_url = postgresql://…")
+        return self
 
     def limits(self) -> images.Limits:
         """What is read at most."""

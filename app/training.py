@@ -1,4 +1,4 @@
-"""The child process of a training job: `python -m app.training FOLDER SECONDS`. Knows the job's folder and nothing of the service.
+"""The child process of a training job: `python -m app.training FOLDER SECONDS DEVICE`. Knows the job's folder and nothing of the service.
 
 In the folder lie `order.json`, `pictures/`, perhaps `parent/NAME.safetensors`, and what an earlier attempt left: `plan.json` and a
 checkpoint, from which it goes on. SECONDS were trained before. It says on its standard output how it goes, one JSON object a line:
@@ -41,7 +41,7 @@ have seen: of striped noise, 20 pairs gained 1.59 dB in the first 422 of 1000 st
 SAMPLE = "sample.png"
 
 
-def main(folder: Path, seconds: float) -> None:
+def main(folder: Path, seconds: float, device: str = "auto") -> None:
     os.nice(NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     parent = os.fdopen(os.dup(1), "w", buffering=1)
@@ -56,14 +56,20 @@ def main(folder: Path, seconds: float) -> None:
 
         from core import DataError, DeviceError, WeightsError, trainer, weights  # after the pipe is up: a failing import is told too
 
+        begun = False
+
         def report(at: trainer.Progress) -> None:
+            nonlocal begun
+            if not begun:
+                print(f"began with step {at.step} of {at.steps}", file=sys.stderr, flush=True)
+                begun = True
             panels = None if at.sample is None else _keep_sample(folder, at.sample)
             told = {name: value for name, value in vars(at).items() if name != "sample"}
             left = max(0.0, min(at.seconds_left, deadline - time.monotonic()))  # whichever ends first
             say(**told | {"seconds_left": round(left, 1)}, panels=panels)
 
         try:
-            recipe = _recipe(order, folder, deadline)
+            recipe = _recipe(order, folder, deadline, device)
             made = trainer.train(recipe, report, stop=lambda: time.monotonic() > deadline, resume=recipe.checkpoint.exists())
             card = weights.load(made)[1]
             say(note=card["note"], quality=card["quality"], weights=str(made))
@@ -76,7 +82,7 @@ def main(folder: Path, seconds: float) -> None:
         say(failed=f"The disk is full ({error}): free some space and resume the job." if full else f"{type(error).__name__}: {error}")
 
 
-def _recipe(order: Order, folder: Path, deadline: float) -> "trainer.Recipe":
+def _recipe(order: Order, folder: Path, deadline: float, device: str) -> "trainer.Recipe":
     """The order as the trainer knows it. What is decided once, at the first attempt, is kept in `plan.json`."""
     from core import trainer
 
@@ -89,7 +95,7 @@ def _recipe(order: Order, folder: Path, deadline: float) -> "trainer.Recipe":
         photographic={"gaussian": 0.0, "mixed": 0.3, "camera": 1.0}[order.noise],
         initial=initial,
         checkpoint_seconds=CHECKPOINT_SECONDS,
-        device=order.device,
+        device=device,
     )
     if initial is not None:
         recipe = dataclasses.replace(recipe, lr=recipe.lr * GENTLE[order.method])
@@ -143,4 +149,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3])

@@ -278,8 +278,9 @@ class _Run:
                 return
             if not all(value.isfinite().all() for value in tensors.values()):  # the last step's; its loss was still finite
                 raise self.lost(recipe, "a weight is NaN or infinite")
-            weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
+            # The weights first: a run that is resumed at its last step only hands them on.
             weights.save(recipe.out, {name: value.half() for name, value in average.items()}, self.card(recipe))
+            weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
             self.saved = self.step
 
         self.ranks.agree(write)

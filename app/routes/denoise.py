@@ -267,6 +267,7 @@ async def denoise(
     decoders: DecodersNow,
 ) -> Response:
     """Send a picture, get it back without its noise, in the format in which it came if `Accept` allows it."""
+    await models.seek(wishes.model)
     take = models.taker(wishes.model)
     stack = upload.kept
     if stack is None:
@@ -450,6 +451,7 @@ async def denoise_batch(
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "multipart/form-data":
         raise UnsupportedMedia(f"Content-Type = {content_type!r}: the body must be multipart/form-data with the pictures in 'files'.")
+    await models.seek(wishes.model)
     take = models.taker(wishes.model)
     async with AsyncExitStack() as held:
         held.enter_context(workers.batch())

@@ -13,10 +13,12 @@ from app.errors import (
     BadRequest,
     DiskFull,
     Invalid,
+    JobsAway,
     ModelExists,
     ModelInUse,
     NothingHere,
     NotReady,
+    StoreAway,
     TooLarge,
     UnknownModel,
     WeightsRefused,
@@ -69,12 +71,15 @@ router = APIRouter(tags=["models"])
 @router.get("/models", summary="List the models")
 async def list_models(models: ModelsNow) -> ModelList:
     """Every model that can be asked for with `model=`."""
+    await models.news()
     return ModelList(default=models.default, chosen=models.chosen, models=[_told(models, each, SUMMARY) for each in models])
 
 
-@router.put("/models/default", summary="Choose the default model", responses=problem_responses(UnknownModel, Invalid))
+@router.put("/models/default", summary="Choose the default model", responses=problem_responses(UnknownModel, Invalid, JobsAway))
 async def choose_model(choice: Choice, models: ModelsNow) -> Chosen:
-    """From the next request on, also after a restart. Pictures that are being denoised are finished with the model they began with."""
+    """From the next request on, also after a restart; on other replicas within two seconds. Pictures that are being denoised are finished
+    with the model they began with."""
+    await models.news()
     previous = models.chosen
     await anyio.to_thread.run_sync(models.choose, choice.model)
     return Chosen(default=choice.model, previous=previous)
@@ -83,6 +88,7 @@ async def choose_model(choice: Choice, models: ModelsNow) -> Chosen:
 @router.get("/models/{name}", summary="What a model is", responses=problem_responses(UnknownModel, NotReady))
 async def tell_model(name: str, models: ModelsNow) -> Model:
     """With its whole card: how it was made, from what, and its figures. `default` names the default model."""
+    await models.news()
     return _told(models, models[None if name == RESERVED else name])
 
 
@@ -94,6 +100,7 @@ async def tell_model(name: str, models: ModelsNow) -> Model:
 )
 async def send_weights(name: str, models: ModelsNow) -> Response:
     """Its safetensors file, with the card inside."""
+    await models.news()
     denoiser = models[None if name == RESERVED else name]
     path = models.weights(denoiser.name)
     if not path.exists():
@@ -114,11 +121,12 @@ async def show_sample(
     show: Annotated[Panel | None, Query(description="One of the panels; all side by side if not given.")] = None,
 ) -> Response:
     """One that was kept apart when it was trained: before, as its parent denoised it, and as it does. Squares side by side."""
+    await models.news()
     denoiser = models[None if name == RESERVED else name]
     path = models.sample(denoiser.name)
     if not path.exists():
         raise NothingHere(f"model = {denoiser.name!r}: it has no sample: only what was trained here has.")
-    return await samples.answer(request, path, show)
+    return await samples.answer(request, await anyio.to_thread.run_sync(path.read_bytes), show)
 
 
 @router.put(
@@ -127,7 +135,7 @@ async def show_sample(
     status_code=201,
     responses={
         201: {"headers": {"Location": {"schema": {"type": "string"}, "example": "/models/my-scanner"}}},
-        **problem_responses(BadRequest, ModelExists, TooLarge, Invalid, WeightsRefused, DiskFull),
+        **problem_responses(BadRequest, ModelExists, TooLarge, Invalid, WeightsRefused, JobsAway, StoreAway, DiskFull),
     },
     openapi_extra={
         "requestBody": {
@@ -151,9 +159,15 @@ async def take_model(
     return _told(models, denoiser)
 
 
-@router.delete("/models/{name}", summary="Delete a model", status_code=204, responses=problem_responses(UnknownModel, ModelInUse))
+@router.delete(
+    "/models/{name}",
+    summary="Delete a model",
+    status_code=204,
+    responses=problem_responses(UnknownModel, ModelInUse, JobsAway),
+)
 async def delete_model(name: str, models: ModelsNow) -> None:
     """One that was trained or brought here, and is not the default."""
+    await models.news()
     await anyio.to_thread.run_sync(models.remove, name)
 
 

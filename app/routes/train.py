@@ -6,7 +6,6 @@ from typing import Annotated, Literal, Self
 
 import anyio
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
-from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +22,7 @@ from app.errors import (
     NothingMore,
     NotResumable,
     PicturesRefused,
+    StoreAway,
     TooLarge,
     UnknownJob,
     UnknownModel,
@@ -38,6 +38,7 @@ from app.uploads import lay_pictures
 SCRATCH = "scratch"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 LOOK_SECONDS = 0.4
+AWAY_SECONDS = 2.0
 RECONNECT_MILLISECONDS = 2000
 
 
@@ -105,7 +106,9 @@ router = APIRouter(tags=["training"])
             "description": "The job, with its address in `Location`.",
             "headers": {"Location": {"schema": {"type": "string"}, "example": "/train/9b1c4e02"}},
         },
-        **problem_responses(BadRequest, Forbidden, UnknownModel, ModelExists, TooLarge, Invalid, PicturesRefused, JobsAway, DiskFull),
+        **problem_responses(
+            BadRequest, Forbidden, UnknownModel, ModelExists, TooLarge, Invalid, PicturesRefused, JobsAway, StoreAway, DiskFull
+        ),
     },
 )
 async def start_training(
@@ -128,6 +131,7 @@ async def start_training(
             f"activate = {wishes.activate!r}: it changes the default model, which needs a key of scope 'admin', and this one has "
             f"{', '.join(sorted(scopes))}: leave it out, and have the model chosen with PUT /models/default."
         )
+    await models.seek(wishes.parent)
     asked = wishes.parent or models.default or SCRATCH
     parent = None if asked == SCRATCH else models[asked].name
     order = Order(
@@ -140,7 +144,6 @@ async def start_training(
         sigma_max=wishes.sigma_max,
         parent=parent,
         activate=wishes.activate,
-        device=settings.device,
     )
     uploads = [(file.filename or "file", file.file) for file in wishes.files]
     weights = None if parent is None else models.weights(parent).absolute()
@@ -193,8 +196,14 @@ async def follow_job(id: str, jobs: JobsNow, after: Annotated[int, Depends(_from
     while True:
         try:
             events, over = await jobs.events(id, after)
-        except (UnknownJob, JobsAway):  # deleted meanwhile, or to be asked again by whoever reconnects
+        except UnknownJob:  # deleted meanwhile
             return
+        except JobsAway:
+            if jobs.hung_up:
+                return
+            yield ServerSentEvent(comment="the jobs' database does not answer")
+            await anyio.sleep(AWAY_SECONDS)
+            continue
         for event in events:
             yield ServerSentEvent(event=event.kind, data=event.data, id=str(event.number))
             after = event.number
@@ -208,7 +217,7 @@ async def follow_job(id: str, jobs: JobsNow, after: Annotated[int, Depends(_from
     "/train/{id}/sample.png",
     summary="What it makes of a picture kept apart",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, **problem_responses(UnknownJob, NothingHere, JobsAway)},
+    responses={200: {"content": {"image/png": {}}}, **problem_responses(UnknownJob, NothingHere, JobsAway, StoreAway)},
 )
 async def show_sample(
     request: Request,
@@ -217,24 +226,24 @@ async def show_sample(
     show: Annotated[Panel | None, Query(description="One of the panels; all side by side if not given.")] = None,
 ) -> Response:
     """The picture before, as the parent denoises it, and as the new model does by now: squares side by side."""
-    path = await jobs.file(id, SAMPLE)
-    if not path.exists():
+    sample = await jobs.file(id, SAMPLE)
+    if sample is None:
         raise NothingHere(f"Training job {id!r} has measured nothing so far: follow its events until 'quality'.")
-    return await samples.answer(request, path, show)
+    return await samples.answer(request, sample, show)
 
 
 @router.get(
     "/train/{id}/log",
     summary="What its processes wrote",
-    response_class=FileResponse,
-    responses={200: {"content": {"text/plain": {}}}, **problem_responses(UnknownJob, NothingHere, JobsAway)},
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **problem_responses(UnknownJob, NothingHere, JobsAway, StoreAway)},
 )
 async def show_log(id: str, jobs: JobsNow) -> Response:
     """Of all attempts, for whoever looks for the reason of a failure."""
-    path = await jobs.file(id, LOG)
-    if not path.exists():
+    log = await jobs.file(id, LOG)
+    if log is None:
         raise NothingHere(f"Training job {id!r} has not begun, and has no log.")
-    return FileResponse(path, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
+    return Response(log, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.post("/train/{id}/cancel", summary="Cancel a training job", responses=problem_responses(UnknownJob, JobsAway, DiskFull))

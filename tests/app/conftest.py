@@ -1,6 +1,7 @@
 """The service as its tests need it: with toy models behind its doors, or with a small weights file."""
 
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from app.models import Models
 from app.server import protocol
 from app.settings import Settings
 from core import Decoders, Denoiser, networks, weights
+from tests.benchmarks import cluster
 
 os.environ.setdefault("CLEARFOLD_ALLOWED_HOSTS", "*")  # the tests' client calls every service `testserver`
 
@@ -109,6 +111,21 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {name: torch.zeros_like(value, dtype=torch.float16) for name, value, _ in networks.unet().param()}
     weights.save(folder / "same.safetensors", values, {"title": "Same", "architecture": "unet"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[cluster.Postgres]:
+    """A PostgreSQL for this run of the tests; those that need it are skipped where there is none, but for CI."""
+    if not cluster.Postgres.there() and "CI" not in os.environ:
+        pytest.skip("there is no PostgreSQL here: apt install postgresql")
+    with cluster.postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: cluster.Postgres) -> str:
+    """The address of an empty database."""
+    return postgres.create(f"test{secrets.token_hex(4)}")
 
 
 @pytest.fixture

@@ -22,14 +22,14 @@ def job(tmp_path: Path) -> Path:
     (tmp_path / "pictures").mkdir()
     for seed in range(2):
         (tmp_path / f"pictures/{seed}.png").write_bytes(encoded(noise(100, 100, seed)))
-    (tmp_path / "order.json").write_text(Order(model="m", minutes=60, steps=10**6, device="cpu").model_dump_json())
+    (tmp_path / "order.json").write_text(Order(model="m", minutes=60, steps=10**6).model_dump_json())
     return tmp_path
 
 
 def child(job: Path, seconds: float = 0.0, prepare: str = "pass") -> "subprocess.Popen[bytes]":
-    code = f"import sys; from pathlib import Path; {prepare}; from app.training import main; main(Path(sys.argv[1]), float(sys.argv[2]))"
+    code = f"import sys; from pathlib import Path; {prepare}; from app.training import main; main(Path({str(job)!r}), {seconds}, 'cpu')"
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(job), str(seconds)],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -85,7 +85,7 @@ def test_a_child_that_breaks_leaves_its_last_words_in_the_log(job):
 
 
 def test_a_disk_that_is_full_is_said_to_be_and_the_checkpoint_before_is_kept(job):
-    order = Order(model="m", minutes=60, steps=2, device="cpu")
+    order = Order(model="m", minutes=60, steps=2)
     (job / "order.json").write_text(order.model_dump_json())
     # A file that may not grow as large as a checkpoint is refused by the kernel just as by a full disk.
     with child(job, prepare="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))") as process:
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_is_said_to_be_and_the_checkpoint_before_is_kept(job
 
 
 def test_time_that_was_trained_before_counts(job):
-    (job / "order.json").write_text(Order(model="m", minutes=1, device="cpu").model_dump_json())
+    (job / "order.json").write_text(Order(model="m", minutes=1).model_dump_json())
     with child(job, seconds=60.0) as process:
         said = [json.loads(line) for line in process.stdout]
     assert [line["step"] for line in said if "step" in line] == [1]

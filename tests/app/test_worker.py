@@ -141,6 +141,30 @@ def test_a_job_that_waits_but_is_in_no_queue_is_put_into_it(sweep, ledger, queue
     assert queue.there == [(id, 2)]
 
 
+def test_after_the_database_was_away_workers_elsewhere_are_given_time_to_be_heard_of(ledger, queue, settings, job):
+    id = job("running", machine="another", seconds_ago=worker.LEASE_SECONDS + 1)
+    it = Worker(ledger, queue, settings)
+    it._patient_until = time.monotonic() + 60
+    it._sweep()
+    assert state(ledger, id) == ("running", 1)
+    it._patient_until = time.monotonic()
+    it._sweep()
+    assert state(ledger, id) == ("queued", 2)
+
+
+def test_a_job_whose_files_are_gone_is_given_up_after_a_while(ledger, queue, settings, job):
+    id = job("queued")
+    folders.of(settings, id).rmdir()
+    it = Worker(ledger, queue, settings)
+    for attempt in range(1, worker.CRASHES):
+        it._attempt(id, attempt)
+        assert state(ledger, id) == ("queued", attempt)
+        it._again(ledger[id])
+    it._attempt(id, worker.CRASHES)
+    assert state(ledger, id)[0] == "failed"
+    assert ledger[id].job.reason.startswith("Its files are gone (")
+
+
 def test_of_two_workers_that_find_a_job_abandoned_one_takes_it_over(ledger, queue, settings, job):
     id = job("running")
     seen = ledger[id]
@@ -195,7 +219,8 @@ def test_on_a_full_disk_there_is_room_to_write_down_how_a_job_ended(ledger, queu
     monkeypatch.setattr(ledger, "change", watched)
     Worker(ledger, queue, settings)._attempt(id, 1)
     assert held[0] >= folders.BALLAST_BYTES
-    assert there == [False, False]  # as it began, and as its end was written
+    assert not any(there)  # whenever something was written down, from its beginning to its end
+    assert len(there) >= 2
     assert (ledger[id].job.status, ledger[id].job.reason) == ("failed", "The disk is full.")
 
 
