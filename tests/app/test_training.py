@@ -61,7 +61,7 @@ def test_the_learning_rate_is_decided_once_and_is_the_full_one_where_a_parent_ma
     (job / "parent").mkdir()
     shutil.copy(models_dir / "same.safetensors", job / "parent")
     order = Order(model="m", method=method, minutes=60, steps=2, device="cpu")
-    decided = [dataclasses.asdict(_recipe(order, job, time.monotonic() + 3600)) for _ in range(2)]
+    decided = [dataclasses.asdict(_recipe(order, job, time.monotonic() + 3600, "cpu")) for _ in range(2)]
     assert decided[0] == decided[1]
     assert decided[0]["lr"] == pytest.approx(rate)
     assert json.loads((job / "plan.json").read_text())["lr"] == pytest.approx(rate)
