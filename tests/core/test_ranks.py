@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -189,9 +190,9 @@ def with_a_broken_loss(joined: Alone, recipe: Recipe) -> list[float]:
 
 def derivatives(joined: Alone, bucket: int) -> tuple[dict[str, Tensor], float, list[str]]:
     """The mean of the ranks' derivatives, and which layers were told when the first bucket was sent."""
-    ranks.BUCKET_BYTES = bucket
     network = network_of_two_layers()
-    joined.watch(network)
+    with mock.patch.object(ranks, "BUCKET_BYTES", bucket):
+        joined.watch(network)
     tape: Tape = []
     network.forward(pictures()[joined.share(4)], tape)
     network.derive(torch.ones(4 // joined.size, 6, 6, 2), tape)
