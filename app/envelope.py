@@ -72,7 +72,7 @@ class Envelope:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")
-        door = getattr(route, "path", None) or ("other" if scope["path"] != DENOISE else DENOISE)  # no other path: of them there is no end
+        door = getattr(route, "path", None) or (DENOISE if scope["path"] == DENOISE else "other")  # no other path: of them there is no end
         method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else "other"
         self.metrics.requests.labels(method, door, str(status)).inc()
         self.metrics.seconds.labels(door).observe(seconds)

@@ -37,6 +37,7 @@ from core.metadata import Metadata
 from core.vips import pyvips
 
 HEAD_BYTES = 4
+PIECE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 256 << 20
 OPENING_SECONDS = 1.0
 """Of the processor, for a header, and for the first megapixel's fraction of a frame."""
@@ -51,8 +52,9 @@ GRACE_SECONDS = 5.0
 class Line:
     """Messages over a socket: a length, JSON, and perhaps a file descriptor beside it."""
 
-    def __init__(self, end: socket.socket) -> None:
-        self.end = end
+    def __init__(self, end: socket.socket, descriptors: int = 0) -> None:
+        """descriptors: how many it takes beside a message; what comes beyond is closed unseen."""
+        self.end, self.descriptors = end, descriptors
 
     def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
         body = json.dumps(message).encode()
@@ -65,10 +67,23 @@ class Line:
 
     def receive(self, waiting: Callable[[], None] | None = None) -> tuple[dict[str, Any], int | None] | None:
         """The next message and its descriptor; None once the other side has ended. `waiting` is called after each timeout."""
-        head, descriptor = b"", None
-        while len(head) < HEAD_BYTES:
+        if (head := self._read(HEAD_BYTES, waiting)) is None:
+            return None
+        size = int.from_bytes(head[0], "little")
+        if size > MAX_MESSAGE_BYTES or (body := self._read(size, waiting)) is None:
+            return None
+        try:
+            message = json.loads(body[0])
+        except ValueError:
+            return None
+        return (message, head[1]) if isinstance(message, dict) else None
+
+    def _read(self, size: int, waiting: Callable[[], None] | None) -> tuple[bytes, int | None] | None:
+        """So many bytes, and the descriptor that came with them."""
+        read, descriptor = bytearray(), None
+        while len(read) < size:
             try:
-                piece, descriptors, _, _ = socket.recv_fds(self.end, HEAD_BYTES - len(head), 1)
+                piece, descriptors, _, _ = socket.recv_fds(self.end, min(PIECE_BYTES, size - len(read)), self.descriptors)
             except TimeoutError:
                 if waiting is not None:
                     waiting()
@@ -78,28 +93,8 @@ class Line:
             if not piece:
                 return None
             descriptor = descriptors[0] if descriptors else descriptor
-            head += piece
-        size = int.from_bytes(head, "little")
-        if size > MAX_MESSAGE_BYTES:
-            return None
-        body = bytearray()
-        while len(body) < size:
-            try:
-                piece = self.end.recv(min(1 << 20, size - len(body)))
-            except TimeoutError:
-                if waiting is not None:
-                    waiting()
-                continue
-            except ConnectionError:
-                return None
-            if not piece:
-                return None
-            body += piece
-        try:
-            message = json.loads(body)
-        except ValueError:
-            return None
-        return (message, descriptor) if isinstance(message, dict) else None
+            read += piece
+        return bytes(read), descriptor
 
 
 # --- frames as JSON ---
@@ -243,7 +238,7 @@ def main(descriptor: int) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = threads
     if decoding.pillow_heif is not None:
         decoding.pillow_heif.options.DECODE_THREADS = threads
-    line = Line(socket.socket(fileno=descriptor))
+    line = Line(socket.socket(fileno=descriptor), descriptors=1)
     kept = None
     while (received := line.receive()) is not None:
         kept = serve(line, *received, kept)

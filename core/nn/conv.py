@@ -21,7 +21,7 @@ class Conv2d(Module):
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
     nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
-    `multiply_in` says, and only what it hands on is rounded; where that is bfloat16, the factors may be cut to 16 bits each.
+    `multiply_in` says, and only what it hands on is rounded.
     """
 
     def __init__(

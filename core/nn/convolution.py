@@ -1,8 +1,7 @@
 """One convolution, by the fastest way there is: the kernels in C on a processor that runs them, matrix products everywhere else.
 
-Of products there are three kinds: plain ones (`products`), which training takes and float64; at inference F(4x4, 3x3) (`winograd`) for 3x3
-kernels, and products of halves for layers that are to be exact. The seam between the layers and the hardware. Knows nothing of layers or
-tapes.
+Of products there are two kinds: plain ones (`products`), which training takes and float64, and at inference F(4x4, 3x3) (`winograd`) for
+3x3 kernels. The seam between the layers and the hardware. Knows nothing of layers or tapes.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def _by_strips(
     Ho, Wo = (H + top + bottom - A) // stride[0] + 1, (W + left + right - B) // stride[1] + 1
     size = N, Ho * scale[0], Wo * scale[1], F // (scale[0] * scale[1])
     to = out or Ring(torch.empty(size, dtype=yields, device=weight.device), 0, size[1])
-    rows, way = _way(weight, bias, stride, (Ho, N * Wo), factors, yields, packs)
+    rows, way = _way(weight, bias, stride, (Ho, N * Wo), factors, packs)
 
     def strip(start: int) -> None:
         stop = min(Ho, start + rows)
@@ -139,17 +138,9 @@ def _by_strips(
 
 
 def _way(
-    weight: Tensor, bias: Tensor | None, stride: Pair, size: Pair, factors: torch.dtype, yields: torch.dtype, packs: Packs
+    weight: Tensor, bias: Tensor | None, stride: Pair, size: Pair, factors: torch.dtype, packs: Packs
 ) -> tuple[int, Callable[[Tensor, Border], Tensor]]:
     """How many of the output's rows to compute at once, and the way: rows of `x` and their border in, (N, I, S, J, T, F) out."""
-    if factors == torch.float32 and yields == torch.bfloat16:  # an exact layer, where bfloat16 is fast
-        halves, bias = packs.get("halves", weight, lambda: products.halves(weight)), None if bias is None else bias.to(yields)
-
-        def by_halves(x: Tensor, border: Border) -> Tensor:
-            y = products.convolve_halves((x,) if x.dtype == yields else products.halves(x), halves, bias, stride, border)
-            return y[:, :, None, :, None]
-
-        return products.rows(halves[0], size), by_halves
     bias = None if bias is None else bias.to(factors)
     if weight.shape[:2] == (3, 3) and stride == (1, 1) and min(weight.shape[2:]) >= winograd.FEWEST:
         points = packs.get(f"points, {factors}", weight, lambda: winograd.prepare(weight, factors))

@@ -11,7 +11,7 @@ but that of 3x3 kernels, which is `winograd`'s (see `convolution`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -53,31 +53,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, borde
             torch.mm(strip, kernel, out=out)
         else:
             torch.addmm(bias, strip, kernel, out=out)
-    return y
-
-
-def halves(x: Tensor, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
-    """Two numbers of `dtype` for every one of `x`, that add up to it but for a rounding of the second: twice the bits."""
-    high = x.to(dtype)
-    return high, (x - high.to(x.dtype)).to(dtype)
-
-
-def convolve_halves(x: Sequence[Tensor], weight: Sequence[Tensor], bias: Tensor | None, stride: Pair, border: Border) -> Tensor:
-    """`convolve` of numbers given as `halves`, or as the first of them alone: nearly as in float32, by products of bfloat16.
-
-    What the second halves have to do with one another is left out. The result is of their dtype, to which sums are rounded once they are
-    whole, and before that where they are small.
-    """
-    windows = [_windows(pad(part, border), weight[0].shape[:2], stride) for part in x]
-    kernels = [part.reshape(-1, part.shape[3]) for part in weight]
-    y = x[0].new_empty(*windows[0].shape[:3], weight[0].shape[3])
-    for n, h in _strips(windows[0]):
-        out = y[n, h].view(-1, y.shape[3])
-        onto = out.zero_() if bias is None else bias
-        for part, factors in zip(reversed(windows), (kernels[:1], kernels[::-1])[-len(x) :], strict=True):  # the small sums first
-            strip = _laid_out(part[n, h], y.dtype)
-            for kernel in factors:
-                onto = torch.addmm(onto, strip, kernel, out=out)
     return y
 
 

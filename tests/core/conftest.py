@@ -45,7 +45,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library of the kernels for AMX, and of those they are compared with, on an emulated processor that has it."""
     if not shutil.which("cc"):
-        pytest.skip("the kernels for AMX are emulated by what a C compiler makes of them")
+        pytest.skip("no C compiler is here to build the emulated AMX with, nor the kernels themselves")
     root = Path(__file__).parents[2]
     library = tmp_path_factory.mktemp("emulated") / "_kernels.so"
     sources = [root / "core/kernels" / f"{name}.c" for name in ("amx", "avx512_bf16", "processor", "team")]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from core import Cancelled, Decoders, ImageError, images
+from core.decoder import Line
 from core.images import FORMATS, Limits, Picture
 from core.metadata import Metadata
 from tests.core.test_images import SRGB, encoded, exif, moving, noise
@@ -226,3 +228,17 @@ def test_a_child_holds_no_torch_no_key_and_nothing_that_was_open(monkeypatch: py
     links = [os.readlink(f"/proc/{child}/fd/{number}") for number in os.listdir(f"/proc/{child}/fd")]
     assert sorted(link.split(":")[0] for link in links) == ["/dev/null"] * 3 + ["socket"]
     pool.close()
+
+
+@pytest.mark.parametrize(("takes", "given"), [(0, 0), (1, 1)])
+def test_descriptors_that_nobody_asked_for_are_closed(takes: int, given: int, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(tmp_path / "file", "wb") as file:
+        Line(theirs).send({"a": 1}, file.fileno())
+        before = len(os.listdir("/proc/self/fd"))
+        received = Line(ours, takes).receive()
+        assert received is not None
+        assert received[0] == {"a": 1}
+        assert len(os.listdir("/proc/self/fd")) - before == given
+        if received[1] is not None:
+            os.close(received[1])

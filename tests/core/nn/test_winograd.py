@@ -153,13 +153,6 @@ def test_a_streamed_network_gives_what_the_whole_picture_gives(factors: torch.dt
         assert_same_tiles(got, network(x))
 
 
-def test_halves_add_up_to_twice_the_bits(generator: torch.Generator) -> None:
-    x = torch.randn(1000, generator=generator)
-    high, low = products.halves(x)
-    assert torch.equal(high, x.bfloat16())
-    assert bool(((high.double() + low.double() - x.double()).abs() <= x.double().abs() * 2**-17).all())
-
-
 def test_weights_are_prepared_anew_when_they_have_changed(generator: torch.Generator) -> None:
     x, weight, bias = made(generator, 1, 8, 8, 16, 16)
     packs = Packs()
