@@ -103,8 +103,7 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[State]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        own = Decoders(settings.workers * hardware.threads() + SPARE_DECODERS)
-        with nullcontext(given) if given else own as decoders:
+        with nullcontext(given) if given else Decoders(settings.workers * hardware.threads() + SPARE_DECODERS) as decoders:
             models = await anyio.to_thread.run_sync(shelf, settings)
             places = settings.max_queued_pictures, settings.max_queued_pixels, settings.max_batches
             workers = Workers(settings.workers, *places, cores=hardware.threads())
