@@ -126,7 +126,7 @@ export class Denoise {
     this.download = h("button", { type: "button", onclick: () => this.save() }, text.act.download);
     this.zip = h("button", { type: "button", onclick: () => this.saveAll() });
     this.facts = h("dl", { class: "facts", "aria-label": text.facts.label });
-    this.curl = h("pre", { tabIndex: 0, "aria-label": text.act.curl });
+    this.curl = h("pre", { tabIndex: 0, role: "group", "aria-label": text.act.curl });
     this.copy = h("button", { type: "button", onclick: () => this.#copy() }, text.act.copy);
     return h(
       "section",

@@ -295,7 +295,7 @@ export class Train {
         location.hash = "train";
       }),
     );
-    const log = h("pre", { tabIndex: 0, "aria-label": words.log });
+    const log = h("pre", { tabIndex: 0, role: "group", "aria-label": words.log });
     const logs = h("details", { class: "log", ontoggle: () => logs.open && this.#try(async () => (log.textContent = await (await ask(`${path}/log`)).text())) }, h("summary", {}, words.log), log);
     this.job.replaceChildren(
       h("a", { href: "#train", class: "quiet" }, `‹ ${words.back}`),
