@@ -5,6 +5,7 @@ A batch is told by (seed, step) alone, so a run that is resumed at step 1000 goe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,10 +42,13 @@ def pixels(path: Path) -> Tensor:
         raise DataError(f"{path}: {error}") from None
 
 
-def read(path: Path) -> Tensor:
-    """One photograph as (H, W, 3) uint8, its longest side at most LONGEST_SIDE."""
+def read(path: Path, halved_from: float = math.inf) -> Tensor:
+    """One photograph as (H, W, 3) uint8, its longest side at most LONGEST_SIDE; at half its size at most, if both sides have `halved_from`
+    pixels.
+    """
     photo = pixels(path)
-    return _shrunk(photo.mul(255), -(-max(photo.shape[:2]) // LONGEST_SIDE))
+    least = 2 if min(photo.shape[:2]) >= halved_from else 1
+    return _shrunk(photo.mul(255), max(least, -(-max(photo.shape[:2]) // LONGEST_SIDE)))
 
 
 def _shrunk(picture: Tensor, by: int) -> Tensor:
@@ -57,15 +61,12 @@ def _shrunk(picture: Tensor, by: int) -> Tensor:
 class Photographs:
     """Pictures to cut patches from, each drawn in proportion to its area; each also at half its size, a quarter and so on.
 
-    The smaller ones are sharper and freer of JPEG's traces and of grain than what a camera wrote. If they are to be `shrunk`, pictures at
-    their own size are left out where half the size still holds a patch.
+    The smaller ones are sharper and freer of JPEG's traces and of grain than what a camera wrote.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], patch: int, shrunk: bool = False) -> None:
+    def __init__(self, pictures: Sequence[Tensor], patch: int) -> None:
         self.pictures = []
         for picture in pictures:
-            if shrunk and min(picture.shape[:2]) >= 2 * patch:
-                picture = _shrunk(picture, 2)
             while min(picture.shape[:2]) >= patch:
                 self.pictures.append(picture)
                 picture = _shrunk(picture, 2)

@@ -34,6 +34,11 @@ SHARPENING = (0.0, 0.5)
 JPEG_QUALITY = (60, 100)
 """In three pictures of four, with colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
 
+ENLARGED = 0.5
+"""The share of clean pictures that are enlarged before a camera's noise is put on. A camera's picture, at full size, shows little in a
+patch: edges far apart and hardly any texture, where a photograph made small for a collection is full of it."""
+ENLARGEMENT = (1.0, 4.0)
+"""By how much: uniform in its logarithm."""
 SOFT = 0.5
 """The share of clean pictures that are softened before a camera's noise is put on: shrunk photographs alone are too sharp."""
 SOFTNESS = (0.3, 1.5)
@@ -105,6 +110,25 @@ def soften(clean: Tensor, generator: torch.Generator) -> Tensor:
     down, across = (_smoothers(size, deviation, zero, zero) for size in (H, W))
     soft: Tensor = down @ clean.movedim(3, 1) @ across
     return soft.movedim(1, 3).contiguous()
+
+
+def enlarge(clean: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, H, W, 3) in [0, 1] -> the same, of a share of ENLARGED the middle, as large as the whole, by cubic convolution (Keys 1981)."""
+    N, H, W, _ = clean.shape
+    low, high = map(math.log, ENLARGEMENT)
+    factor = (low + (high - low) * torch.rand(N, 1, 1, generator=generator)).exp_()
+    factor = torch.where(torch.rand(N, 1, 1, generator=generator) < ENLARGED, factor, 1.0)
+    large: Tensor = _stretchers(H, factor) @ clean.movedim(3, 1) @ _stretchers(W, factor).mT
+    return large.movedim(1, 3).clamp_(0, 1).contiguous()
+
+
+def _stretchers(size: int, factor: Tensor) -> Tensor:
+    """(N, 1, 1) -> (N, 1, size, size): in row i the weights of the pixels that pixel i of the enlarged middle is made of."""
+    middle, grid = (size - 1) / 2, torch.arange(float(size))
+    away = (middle + (grid - middle) / factor).unsqueeze(3).sub(grid).abs_()
+    near, far = 1 + away**2 * (1.5 * away - 2.5), 2 + away * (away * (2.5 - 0.5 * away) - 4)
+    weights = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
+    return weights / weights.sum(3, keepdim=True)  # at the border too
 
 
 def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

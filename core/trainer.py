@@ -24,7 +24,7 @@ from torch import Tensor
 
 from core import data, hardware, methods, metrics, noise, weights
 from core.networks import MULTIPLE, correct, multiply_adds, unet
-from core.nn import L1, Module, Muon, Tape, clip
+from core.nn import L1, LogMSE, Module, Muon, Tape, clip
 from core.ranks import ALONE, Alone, Failed, Lost
 
 ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
@@ -397,7 +397,8 @@ class _Clean:
     note = "The pictures were taken as free of noise; the model is for the noise that was put on them."
 
     def __init__(self, recipe: Recipe) -> None:
-        self.loss: methods.Loss = L1()
+        # A camera's noise is mostly faint, and seldom strong: L1 would hear little but the strong.
+        self.loss: methods.Loss = LogMSE() if recipe.photographic else L1()
         self.recipe = recipe
         self.pictures, self.validation = _pictures(recipe)
         low, high = recipe.sigma
@@ -466,8 +467,9 @@ def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
         if not paths or not validation:
             folders = ", ".join(map(str, recipe.data))
             raise data.DataError(f"{folders}: two pictures are needed at least, one to train on and one to validate on")
-        # What looks like a camera's noise on the clean side, a blind network would learn to keep.
-        training = data.Photographs(list(readers.map(data.read, paths)), recipe.patch, shrunk=recipe.photographic > 0)
+        # What looks like a camera's noise on the clean side, a blind network would learn to keep: such pictures are shrunk.
+        halved_from = 2 * recipe.patch if recipe.photographic else math.inf
+        training = data.Photographs(list(readers.map(lambda path: data.read(path, halved_from), paths)), recipe.patch)
     return training, validation
 
 
@@ -488,7 +490,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slic
         clean = data.vary(pictures.batch(recipe.batch, generator), generator)
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
-        clean = noise.soften(clean, generator) if recipe.photographic else clean
+        clean = noise.soften(noise.enlarge(clean, generator), generator) if recipe.photographic else clean
         noisy, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
         yield noisy[share], clean[share], sigma[share]
 

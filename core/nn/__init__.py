@@ -2,7 +2,7 @@
 
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
-from core.nn.loss import L1, MSE, Charbonnier
+from core.nn.loss import L1, MSE, Charbonnier, LogMSE
 from core.nn.module import Module, Parameter, Rule, Tape
 from core.nn.optim import SGD, Adam, Muon, clip
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
@@ -17,6 +17,7 @@ __all__ = [
     "Concat",
     "Conv2d",
     "DepthToSpace",
+    "LogMSE",
     "Module",
     "Muon",
     "NearestUpsampling",

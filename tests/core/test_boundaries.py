@@ -161,6 +161,7 @@ def test_the_engine_exports_just_this() -> None:
         "Concat",
         "Conv2d",
         "DepthToSpace",
+        "LogMSE",
         "Module",
         "Muon",
         "NearestUpsampling",

@@ -57,6 +57,14 @@ def test_the_longest_side_is_at_most_the_limit(side: int, shrunk: int, tmp_path:
     assert max(data.read(save(tmp_path / "a.png", photo(4, side))).shape) == shrunk
 
 
+@pytest.mark.parametrize(("size", "read"), [((8, 9), (4, 4)), ((7, 30), (7, 30)), ((12, 33), (4, 11))])
+def test_a_picture_large_enough_is_halved_and_one_that_was_shrunk_anyway_no_further(
+    size: tuple[int, int], read: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "LONGEST_SIDE", 32 if size[1] < 33 else 16)
+    assert data.read(save(tmp_path / "a.png", photo(*size)), halved_from=8).shape[:2] == read
+
+
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = save(tmp_path / "cut.png", photo(20, 20))
     path.write_bytes(path.read_bytes()[:200])
@@ -103,14 +111,6 @@ def test_pictures_are_drawn_in_proportion_to_their_area(generator: torch.Generat
     dark, light = torch.zeros(10, 10, 3, dtype=torch.uint8), torch.full((30, 10, 3), 255, dtype=torch.uint8)
     batch = data.Photographs([dark, light], 6).batch(4000, generator)  # a patch fits into neither at half its size
     assert batch[:, 0, 0, 0].mean().item() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 4000) ** 0.5)
-
-
-def test_at_their_own_size_pictures_are_left_out_where_half_of_it_is_enough(generator: torch.Generator) -> None:
-    large, middling, little = (torch.randint(256, (side, side + 3, 3), dtype=torch.uint8, generator=generator) for side in (40, 16, 15))
-    shrunk = data.Photographs([large, middling, little], 8, shrunk=True)
-    assert [tuple(p.shape[:2]) for p in shrunk.pictures] == [(20, 21), (10, 10), (8, 9), (15, 18)]
-    whole = data.Photographs([large], 8)
-    assert torch.equal(shrunk.pictures[0], whole.pictures[1])
 
 
 def test_every_picture_comes_at_half_its_size_too_while_a_patch_fits() -> None:

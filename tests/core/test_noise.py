@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from core import metrics, noise
@@ -157,6 +159,32 @@ class TestSoften:
 
     def test_grey_stays_grey(self, generator: torch.Generator) -> None:
         assert all(noise.is_grey(picture) for picture in noise.soften(photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3), generator))
+
+
+class TestEnlarge:
+    def test_some_pictures_show_their_middle_larger_and_the_others_all_of_it(self, generator: torch.Generator) -> None:
+        slope = torch.linspace(0.2, 0.8, 40).view(1, 1, 40, 1).expand(60, 32, 40, 3)
+        large = noise.enlarge(slope, generator)
+        assert large.shape == slope.shape
+        rise = (large[:, :, 24] - large[:, :, 15]).mean((1, 2)) / (slope[0, 0, 24, 0] - slope[0, 0, 15, 0])
+        enlarged = rise < 0.99
+        assert 18 <= enlarged.sum() <= 42
+        torch.testing.assert_close(large[~enlarged], slope[~enlarged], atol=0.01, rtol=0)
+        assert 0.25 <= rise.min() < 0.35
+        torch.testing.assert_close(large.mean((1, 2, 3)), torch.full((60,), 0.5), atol=1e-3, rtol=0)  # its middle
+
+    def test_it_is_the_cubic_that_pillow_has(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(noise, "ENLARGED", 1.0)
+        monkeypatch.setattr(noise, "ENLARGEMENT", (2.0, 2.0))
+        picture = photo(32, 32)
+        ours = noise.enlarge(picture[None], generator)[0]
+        for channel in range(3):
+            whole = Image.fromarray(picture[..., channel].numpy(), "F")
+            theirs = torch.from_numpy(np.array(whole.resize((32, 32), Image.Resampling.BICUBIC, (8, 8, 24, 24))))
+            torch.testing.assert_close(ours[4:-4, 4:-4, channel], theirs[4:-4, 4:-4].clamp(0, 1), atol=1e-5, rtol=0)
+
+    def test_grey_stays_grey(self, generator: torch.Generator) -> None:
+        assert all(noise.is_grey(picture) for picture in noise.enlarge(photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3), generator))
 
 
 class TestEither:

@@ -1,5 +1,6 @@
-"""MSE, L1 and Charbonnier: values and derivatives against torch and finite differences, and what they refuse."""
+"""MSE, L1, Charbonnier and LogMSE: values and derivatives against torch and finite differences, and what they refuse."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,15 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.nn import L1, MSE, Charbonnier
+from core.nn import L1, MSE, Charbonnier, LogMSE
 from tests.core.nn.errors import refused
 from tests.core.nn.gradients import check_derivative
 
-Loss = MSE | L1 | Charbonnier
+Loss = MSE | L1 | Charbonnier | LogMSE
 
 
 def torch_charbonnier(epsilon: float, prediction: Tensor, target: Tensor) -> Tensor:
     return ((prediction - target) ** 2 + epsilon**2).sqrt().mean()
+
+
+def torch_log_mse(floor: float, prediction: Tensor, target: Tensor) -> Tensor:
+    return torch.stack([0.01 * torch.log(F.mse_loss(p, t) + floor**2) for p, t in zip(prediction, target, strict=True)]).mean()
 
 
 LOSSES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -23,6 +28,8 @@ LOSSES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
     "L1": (L1(), F.l1_loss),
     "Charbonnier": (Charbonnier(), lambda p, t: torch_charbonnier(1e-3, p, t)),
     "Charbonnier wide": (Charbonnier(0.5), lambda p, t: torch_charbonnier(0.5, p, t)),
+    "LogMSE": (LogMSE(), lambda p, t: torch_log_mse(0.5 / 255, p, t)),
+    "LogMSE wide": (LogMSE(0.5), lambda p, t: torch_log_mse(0.5, p, t)),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 BATCHES = (3, 2)
@@ -82,3 +89,17 @@ def test_shapes_that_differ_are_refused_in_words(name: str) -> None:
 def test_charbonnier_needs_an_epsilon(epsilon: float) -> None:
     with refused(f"epsilon (={epsilon}) must be above 0: use L1 for the loss without it"):
         Charbonnier(epsilon)
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan")])
+def test_log_mse_needs_a_floor(floor: float) -> None:
+    with refused(f"floor (={floor}) must be above 0: try 0.002, half an 8-bit step"):
+        LogMSE(floor)
+
+
+def test_log_mse_tells_the_mean_psnr() -> None:
+    """Two pictures of 20 and 40 dB: 30 dB in the mean, whatever their mean square error."""
+    target = torch.zeros(2, 8, 8, 3, dtype=torch.float64)
+    prediction = target + torch.tensor([0.1, 0.01], dtype=torch.float64).view(2, 1, 1, 1)
+    value = LogMSE(floor=1e-9).forward(prediction, target).item()
+    assert -value / LogMSE.FACTOR * 10 / math.log(10) == pytest.approx(30)
