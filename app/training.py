@@ -36,7 +36,7 @@ MEASURING = 0.1
 """The share of the time that is left for measuring."""
 GENTLE = {"clean": 0.2, "pairs": 1.0, "noisy": 0.2}
 """Of the learning rate, by method, where there is a parent: the full rate would first undo what it knows. But pairs show what it may never
-have seen: of striped noise, 20 pairs gained 1.59 dB in the first 422 of 1000 steps at the full rate.
+have seen: of striped noise, 20 pairs gained 2.98 dB in 2000 steps at the full rate.
 """
 SAMPLE = "sample.png"
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from core import data, metrics, noise
 from core.networks import MULTIPLE
-from core.nn import MSE
+from core.nn import MSE, Censored
 
 METHODS = ("clean", "pairs", "noisy")
 Denoise = Callable[[Tensor, Tensor | float], Tensor]
@@ -317,14 +317,14 @@ class Pairs:
     """Noise2Noise (Lehtinen et al., ICML 2018): the target is another noisy shot, or a clean one.
 
     The mean of the squared error is least at the mean of all shots that fit the input, which is the truth when noise has none: so the
-    loss is MSE. The paper's derivation needs the two shots' noise to be independent, of mean 0, and nothing to have moved.
+    loss is MSE. The paper's derivation needs the two shots' noise to be independent, of mean 0, and nothing to have moved. Noise that
+    was clipped where a picture is black or white has another mean: there the loss is that of censored values, `core.nn.Censored`.
     """
 
     margin = 0.0
     summary = "Learned from pairs of pictures of one camera, scanner or microscope; made for its noise."
 
     def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, blind: bool = False) -> None:
-        self.loss: Loss = MSE()
         self.size, self.steps, self.seed, self.blind = batch, steps, seed, blind
         self.levels = _told(blind)
         paths = data.find(folders)
@@ -340,6 +340,9 @@ class Pairs:
         held = _held_out(len(firsts))
         self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], blind)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
+        dark, light = (0.0, 0.0) if self.clean else noise.at_the_ends((one, other) for one, other, _ in self._held)
+        self.loss: Loss = MSE() if self.clean else Censored(dark, light)
+        self._within = [_within(one, other, dark, light) for one, other, _ in self._held]
         # What the two differ by is noise alone. Where it has a direction, pictures keep theirs.
         self._turns = Apart.of(correlation(flat([one - other + 0.5 for one, other, _ in self._held], share=1))).turns
         rest = [i for i in range(len(firsts)) if i not in set(held)]
@@ -371,15 +374,24 @@ class Pairs:
 
     def measure(self, denoise: Denoise) -> float:
         wrong = floor = 0.0
-        for noisy, other, level in self._held:
-            wrong += (denoise(noisy[None], level)[0].clamp(0, 1) - other).double().square().mean().item()
-            floor += 0.0 if self.clean else (noisy - other).double().square().mean().item() / 2
+        for (noisy, other, level), within in zip(self._held, self._within, strict=True):
+            wrong += (denoise(noisy[None], level)[0].clamp(0, 1) - other)[within].double().square().mean().item()
+            floor += 0.0 if self.clean else (noisy - other)[within].double().square().mean().item() / 2
         # E (f(a) - b)^2 = E (f(a) - x)^2 + E (b - x)^2, and for two shots alike E (a - b)^2 = 2 E (b - x)^2.
         return -10 * math.log10(max(wrong - floor, 1e-6 * len(self._held)) / len(self._held))
 
     def sample(self) -> tuple[Tensor, float]:
         noisy, _, level = self._held[0]
         return noisy, level
+
+
+def _within(one: Tensor, other: Tensor, dark: float, light: float) -> Tensor:
+    """Where the noise of two shots (H, W, C) is clipped to [0, 1] so seldom that its mean is still 0: two deviations from both ends."""
+    around = noise.block_means((one + other) / 2)
+    within = (around >= 2 * dark) & (around <= 1 - 2 * light)
+    if within.float().mean() < 0.1:  # too little to measure on
+        within = torch.ones_like(within)
+    return within.repeat_interleave(noise.BLOCK, 0).repeat_interleave(noise.BLOCK, 1)
 
 
 class Neighbours:

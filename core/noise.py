@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -287,6 +288,45 @@ def estimate_gaussian(pixels: Tensor, shrunk: int = 1, most: int = 8000) -> floa
         rows = _quietest(rows)
     spread = torch.linalg.eigvalsh(_covariance(rows)).clamp_min(0)
     return math.sqrt(_flat_level(spread.tolist())[0])
+
+
+BLOCK = 8
+"""Side of the blocks in which the noise of two shots is measured."""
+
+
+def block_means(pixels: Tensor) -> Tensor:
+    """(H, W, C) -> (H // BLOCK, W // BLOCK, C), the means of blocks."""
+    return _blocks(pixels).mean((1, 3))
+
+
+def _blocks(pixels: Tensor) -> Tensor:
+    h, w = pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK
+    return pixels[: h * BLOCK, : w * BLOCK].reshape(h, BLOCK, w, BLOCK, pixels.shape[2])
+
+
+def at_the_ends(shots: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The deviations that noise has at 0 and at 1, from pairs of shots (H, W, C) of the same.
+
+    A sensor's noise has a variance of a + b * signal (Foi et al., "Practical Poissonian-Gaussian noise modeling", IEEE TIP 2008). Half of
+    the squared difference of two shots is that variance, their mean the signal: the line is drawn through the means of blocks in which
+    nothing is clipped, each weighted by how sure it is. Without such blocks, both are 0.
+    """
+    signals, variances = [], []
+    for one, other in shots:
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        inside = (_blocks(low).amin((1, 3)) > 0) & (_blocks(high).amax((1, 3)) < 1)
+        signals.append(block_means((one + other) / 2)[inside])
+        variances.append(block_means((one - other) ** 2 / 2)[inside])
+    signal, variance = torch.cat(signals).double(), torch.cat(variances).double()
+    if len(signal) < 2:
+        return 0.0, 0.0
+    at = torch.stack((torch.ones_like(signal), signal), 1)
+    fitted = variance.mean().expand_as(variance)
+    for _ in range(3):  # a measured variance is as unsure as it is large
+        sure = 1 / fitted.clamp_min(1e-3 * variance.mean().item() + 1e-12)
+        a, b = torch.linalg.lstsq(at * sure[:, None], variance * sure).solution.tolist()
+        fitted = a + b * signal
+    return math.sqrt(max(a, 0.0)), math.sqrt(max(a + b, 0.0))
 
 
 def _covariance(rows: Tensor) -> Tensor:

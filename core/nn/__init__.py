@@ -2,7 +2,7 @@
 
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
-from core.nn.loss import L1, MSE, Charbonnier, LogMSE
+from core.nn.loss import L1, MSE, Censored, Charbonnier, LogMSE
 from core.nn.module import Module, Parameter, Rule, Tape
 from core.nn.optim import SGD, Adam, Muon, clip
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
@@ -13,6 +13,7 @@ __all__ = [
     "MSE",
     "SGD",
     "Adam",
+    "Censored",
     "Charbonnier",
     "Concat",
     "Conv2d",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,41 @@ class LogMSE:
 
     def _each(self, e: Tensor) -> Tensor:
         return e.square().flatten(1).mean(1).add(self.floor**2).view(-1, *[1] * (e.dim() - 1))
+
+
+class Censored:
+    """MSE to targets whose noise was clipped to [0, 1]: of one that is 0 or 1, only that it would not lie within is known (Tobin 1958).
+
+    Where a target is inside, `(p - t)**2`; where it is 0, `-2 s**2 ln P(p + noise <= 0)`, Gaussian noise's, and likewise where it is 1: the
+    likelihood's logarithm, times -2 s**2. The mean of clipped targets lies above the truth in the dark, and MSE would learn that.
+    dark, light: the noise's deviation s at 0 and at 1, in the pictures' units. Near 0 makes this MSE.
+    """
+
+    LEAST = 0.5 / 255
+
+    def __init__(self, dark: float, light: float) -> None:
+        for name, value in (("dark", dark), ("light", light)):
+            if not value >= 0:
+                raise ValueError(f"{name} (={value}) must be 0 or above: it is a deviation")
+        self.dark, self.light = max(dark, self.LEAST), max(light, self.LEAST)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        e = _difference(prediction, target)
+        below, above = self._ends(e, target)
+        cost = torch.where(target <= 0, -2 * self.dark**2 * torch.special.log_ndtr(-below), e.square())
+        return torch.where(target >= 1, -2 * self.light**2 * torch.special.log_ndtr(-above), cost).mean()
+
+    def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        # d/dz -ln(Phi(-z)) = phi(z) / Phi(-z), which is sqrt(2 / pi) / erfcx(z / sqrt(2)) without either of them going to 0
+        e = _difference(prediction, target)
+        below, above = (math.sqrt(2 / math.pi) / torch.special.erfcx(z / math.sqrt(2)) for z in self._ends(e, target))
+        e = torch.where(target >= 1, -self.light * above, torch.where(target <= 0, self.dark * below, e))
+        return e.mul(2 / prediction.numel()).to(prediction.dtype)
+
+    def _ends(self, e: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the prediction is from 0 and from 1, in deviations of the noise there, positive inside."""
+        prediction = e + target.to(e.dtype)
+        return prediction / self.dark, (1 - prediction) / self.light
 
 
 def _difference(prediction: Tensor, target: Tensor) -> Tensor:

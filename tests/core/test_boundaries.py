@@ -157,6 +157,7 @@ def test_the_engine_exports_just_this() -> None:
         "MSE",
         "SGD",
         "Adam",
+        "Censored",
         "Charbonnier",
         "Concat",
         "Conv2d",

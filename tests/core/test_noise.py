@@ -351,3 +351,22 @@ def test_the_picture_is_not_changed(generator: torch.Generator) -> None:
     before = noisy.clone()
     noise.estimate_gaussian(noisy)
     assert torch.equal(noisy, before)
+
+
+class TestAtTheEnds:
+    """Two shots of a slope, whose noise is known; what lies outside of [0, 1] is clipped."""
+
+    slope = torch.linspace(-0.05, 1.05, 256).view(1, 256, 1).expand(128, 256, 3)
+
+    @pytest.mark.parametrize(("read", "photons"), [(0.1, 0.0), (0.05, 0.01), (0.02, 0.03), (0.0, 0.03)])
+    def test_a_sensors_noise_is_found(self, read: float, photons: float, generator: torch.Generator) -> None:
+        deviation = (read**2 + photons * self.slope.clamp(0, 1)).sqrt()
+        shots = [(self.slope + deviation * torch.randn(self.slope.shape, generator=generator)).clamp(0, 1) for _ in range(2)]
+        dark, light = noise.at_the_ends([(shots[0], shots[1])])
+        assert dark == pytest.approx(read, rel=0.2, abs=0.02)
+        assert light == pytest.approx(math.sqrt(read**2 + photons), rel=0.1)
+
+    def test_without_noise_or_without_a_block_inside_both_are_nothing(self) -> None:
+        assert noise.at_the_ends([(self.slope, self.slope)]) == pytest.approx((0, 0), abs=1e-4)
+        assert noise.at_the_ends([(torch.zeros(16, 16, 3), torch.ones(16, 16, 3))]) == (0.0, 0.0)
+        assert noise.at_the_ends([(torch.rand(7, 7, 3), torch.rand(7, 7, 3))]) == (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""MSE, L1, Charbonnier and LogMSE: values and derivatives against torch and finite differences, and what they refuse."""
+"""MSE, L1, Charbonnier, LogMSE and Censored: values and derivatives against torch and finite differences, and what they refuse."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.nn import L1, MSE, Charbonnier, LogMSE
+from core.nn import L1, MSE, Censored, Charbonnier, LogMSE
 from tests.core.nn.errors import refused
 from tests.core.nn.gradients import check_derivative
 
-Loss = MSE | L1 | Charbonnier | LogMSE
+Loss = MSE | L1 | Censored | Charbonnier | LogMSE
 
 
 def torch_charbonnier(epsilon: float, prediction: Tensor, target: Tensor) -> Tensor:
@@ -28,6 +28,7 @@ LOSSES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
     "L1": (L1(), F.l1_loss),
     "Charbonnier": (Charbonnier(), lambda p, t: torch_charbonnier(1e-3, p, t)),
     "Charbonnier wide": (Charbonnier(0.5), lambda p, t: torch_charbonnier(0.5, p, t)),
+    "Censored within": (Censored(0.1, 0.2), lambda p, t: F.mse_loss(p, t)),
     "LogMSE": (LogMSE(), lambda p, t: torch_log_mse(0.5 / 255, p, t)),
     "LogMSE wide": (LogMSE(0.5), lambda p, t: torch_log_mse(0.5, p, t)),
 }
@@ -64,7 +65,7 @@ def test_value_and_derivative_equal_torch_in_whole_and_last_batch(name: str, gen
 @every_loss
 def test_the_derivative_of_equal_pictures_is_zero(name: str) -> None:
     loss = LOSSES[name][0]
-    assert loss.backward(torch.ones(2, 3, 4, 1), torch.ones(2, 3, 4, 1)).count_nonzero() == 0
+    assert loss.backward(torch.full((2, 3, 4, 1), 0.5), torch.full((2, 3, 4, 1), 0.5)).count_nonzero() == 0
 
 
 @every_loss
@@ -103,3 +104,56 @@ def test_log_mse_tells_the_mean_psnr() -> None:
     prediction = target + torch.tensor([0.1, 0.01], dtype=torch.float64).view(2, 1, 1, 1)
     value = LogMSE(floor=1e-9).forward(prediction, target).item()
     assert -value / LogMSE.FACTOR * 10 / math.log(10) == pytest.approx(30)
+
+
+class TestCensored:
+    def clipped(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Predictions around and outside of [0, 1], and targets of which a third each is 0, within and 1."""
+        prediction = 3 * torch.rand(3, 5, 7, 3, generator=generator, dtype=torch.float64) - 1
+        return prediction, (3 * torch.rand(3, 5, 7, 3, generator=generator, dtype=torch.float64) - 1).clamp(0, 1)
+
+    @staticmethod
+    def by_torch(dark: float, light: float, prediction: Tensor, target: Tensor) -> Tensor:
+        likely = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1)
+        below = -2 * dark**2 * likely.cdf(-prediction / dark).log()
+        above = -2 * light**2 * likely.cdf((prediction - 1) / light).log()
+        return torch.where(target == 0, below, torch.where(target == 1, above, (prediction - target) ** 2)).mean()
+
+    def test_value_and_derivative_equal_torch(self, generator: torch.Generator) -> None:
+        loss, (prediction, target) = Censored(0.3, 0.5), self.clipped(generator)
+        assert 0.2 < (target == 0).double().mean() < 0.45
+        leaf = prediction.clone().requires_grad_()
+        expected = self.by_torch(0.3, 0.5, leaf, target)
+        torch.testing.assert_close(loss.forward(prediction, target), expected.detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            loss.backward(prediction, target), torch.autograd.grad(expected, leaf)[0], rtol=1e-5, atol=1e-14
+        )  # its cdf ends
+
+    def test_the_derivative_agrees_with_finite_differences(self, generator: torch.Generator) -> None:
+        loss, (prediction, target) = Censored(0.1, 0.2), self.clipped(generator)
+        check_derivative("prediction", prediction, loss.backward(prediction, target), lambda: loss.forward(prediction, target), generator)
+
+    @pytest.mark.parametrize("truth", [0.0, 0.03, 0.95, 1.0])
+    def test_what_fits_clipped_noise_best_is_the_truth(self, truth: float, generator: torch.Generator) -> None:
+        target = (truth + 0.1 * torch.randn(200_000, generator=generator, dtype=torch.float64)).clamp(0, 1).view(1, 1, -1, 1)
+        guesses = [truth + step / 500 for step in range(-20, 21)]
+
+        def best(loss: Loss) -> float:
+            return min(guesses, key=lambda guess: loss.forward(torch.full_like(target, guess), target).item())
+
+        assert best(Censored(0.1, 0.1)) == pytest.approx(truth, abs=0.0021)
+        assert abs(best(MSE()) - truth) > 0.015
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_far_away_it_stays_finite_and_without_noise_it_is_mse(self, dtype: torch.dtype) -> None:
+        prediction, target = torch.tensor([-40.0, -0.5, 0.5, 0.5, 1.5, 40]).to(dtype), torch.tensor([0.0, 0, 0, 1, 1, 1]).to(dtype)
+        loss = Censored(0, 0)
+        assert loss.forward(prediction, target).isfinite()
+        derivative = loss.backward(prediction, target)
+        expected = MSE().backward(prediction, target) * torch.tensor([0, 0, 1, 1, 0, 0])  # what lies outside fits
+        torch.testing.assert_close(derivative.float(), expected.float(), rtol=1e-2, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["dark", "light"])
+    def test_a_deviation_is_not_negative(self, name: str) -> None:
+        with refused(f"{name} (=-0.1) must be 0 or above: it is a deviation"):
+            Censored(**{"dark": 0.1, "light": 0.1, name: -0.1})
