@@ -15,6 +15,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from torch import Tensor
 
-from core import animation, decoding, tiff
+from core import animation, avif, decoding, tiff
 from core import metadata as blocks
 from core.animation import Animation
 from core.decoding import DEFAULT_LIMITS, Fill, Frame, GoOn, ImageError, Limits, Opener, Samples, pillow_heif, told
@@ -435,8 +436,27 @@ def _encode_webp(samples: Samples, picture: Picture, quality: int) -> bytes:
 
 
 def _encode_avif(samples: Samples, picture: Picture, quality: int) -> bytes:
+    H, W, C = samples.shape
+    if H * W <= avif.MAX_STILL_PIXELS:
+        return _still(samples, quality, **blocks.riff_options(picture.metadata))
+    layout, icc = avif.cells(W, H), picture.metadata.icc
+
+    def colour(number: int) -> avif.Still:
+        return avif.still(_still(layout.cut(samples[..., : 1 if C < 3 else 3], number), quality, icc_profile=icc))
+
+    def alpha(number: int) -> avif.Still:
+        return avif.still(_still(layout.cut(samples[..., -1:], number), 100))  # without loss
+
+    numbers, seen_through = range(len(layout)), C in (2, 4) and samples[..., -1].min() < 255
+    with ThreadPoolExecutor(2) as threads:  # the encoder lets go of the interpreter's lock
+        colours = list(threads.map(colour, numbers))
+        alphas = list(threads.map(alpha, numbers)) if seen_through else []
+    return avif.grid(layout, colours, alphas, picture.metadata.exif, picture.metadata.xmp)
+
+
+def _still(samples: Samples, quality: int, **said: Any) -> bytes:
     sampling = "4:0:0" if samples.shape[-1] < 3 else "4:4:4"
-    return _saved(_image(samples), "avif", quality=quality, speed=9, subsampling=sampling, **blocks.riff_options(picture.metadata))
+    return _saved(_image(samples), "avif", quality=quality, speed=9, subsampling=sampling, **said)
 
 
 def _encode_tiff(samples: Samples, picture: Picture, quality: int) -> bytes:
