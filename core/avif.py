@@ -129,7 +129,8 @@ class File:
     def refer(self, kind: bytes, item: int, others: Sequence[int]) -> None:
         self._references.append(_box(kind, struct.pack(f">HH{len(others)}H", item, len(others), *others)))
 
-    def laid(self) -> bytes:
+    def laid(self) -> list[bytes]:
+        """The file, in pieces."""
         if len(self._items) >= 1 << 16:
             raise AvifError(f"it would have {len(self._items)} parts")
         head = _box(b"ftyp", b"avif" + bytes(4) + b"avifmif1miaf")
@@ -138,7 +139,7 @@ class File:
         if begin + length >= LIMIT_BYTES:
             raise AvifError("it would be larger than 4 GiB")
         data = struct.pack(">I4s", 8 + length, b"mdat")
-        return b"".join((head, self._meta(begin), data, *(item.data for item in self._items)))
+        return [head, self._meta(begin), data, *(item.data for item in self._items)]
 
     def _meta(self, begin: int) -> bytes:
         """`begin`: where the first item's data will lie, the others' behind it."""
@@ -165,8 +166,11 @@ class File:
         )
 
 
-def grid(layout: Cells, colours: Sequence[Still], alphas: Sequence[Still], exif: bytes | None, xmp: bytes | None) -> bytes:
-    """The file. `colours` and `alphas`: a still for each cell, row by row, the latter grey, or none; `exif` from b"Exif\\0\\0" on."""
+def grid(layout: Cells, colours: Sequence[Still], alphas: Sequence[Still], exif: bytes | None, xmp: bytes | None) -> list[bytes]:
+    """The file, in pieces.
+
+    `colours` and `alphas`: a still for each cell, row by row, the latter grey, or none at all; `exif`: from b"Exif\\0\\0" on.
+    """
     file = File()
     shown = _grid(file, layout, colours)
     if alphas:

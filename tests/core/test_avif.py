@@ -160,7 +160,7 @@ def test_cells_are_equal_even_large_enough_and_each_holds_some_of_the_picture(wi
 
 def test_a_side_too_long_for_sixteen_bits_is_told_in_thirty_two() -> None:
     cells = Cells(70_000, 100, 2, 1, 35_000, 100)
-    data = avif.grid(cells, [Still(b"", ())] * 2, [], None, None)
+    data = b"".join(avif.grid(cells, [Still(b"", ())] * 2, [], None, None))
     assert b"\0\1\0\1" + (70_000).to_bytes(4, "big") + (100).to_bytes(4, "big") in data
 
 
