@@ -31,6 +31,8 @@ COMMIT_SECONDS = 1.0
 """What was noted in so long is done again when the machine loses its power."""
 PIXELS_IN_FLIGHT = 200_000_000
 """Of all pictures that are being worked on in one process, unless it is a single one: some ten bytes each."""
+MAX_PIXELS = 200_000_000
+"""Of a picture, unless told otherwise: one's own may be larger than what a service takes from anyone."""
 HEAD_BYTES = 512
 """Enough to tell a file's format."""
 
@@ -46,13 +48,14 @@ class How:
     strength: float = 1.0
     format: str | None = None
     quality: int | None = None
+    max_pixels: int = MAX_PIXELS
 
     def digest(self) -> str:
         """The same for the same answers, wherever the weights lie."""
         plain = dataclasses.asdict(self) | {
             "weights": [(path.stem, hashlib.sha256(path.read_bytes()).hexdigest()) for path in self.weights]
         }
-        del plain["device"]
+        del plain["device"], plain["max_pixels"]
         return hashlib.sha256(repr(sorted(plain.items())).encode()).hexdigest()[:32]
 
     def load(self) -> "Denoiser | Auto":
@@ -116,14 +119,17 @@ def denoise(task: Task, how: How, denoiser: "Denoiser | Auto", gate: Gate, keep_
     from core import ImageError, images
 
     reasons: list[str] = []
+    limits = images.Limits(max_pixels=how.max_pixels, max_total_pixels=max(how.max_pixels, MAX_PIXELS))
     try:
-        stack = images.open(task.source.read_bytes())
+        stack = images.open(task.source.read_bytes(), limits)
         with gate.passing(stack.pixels):
+            format, count, loop = how.format or stack.format, stack.count, stack.loop
             frames = _denoised(stack, denoiser, how, keep_going, reasons)
+            del stack  # it holds the file's bytes
             task.part.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with task.part.open("w+b") as file:
-                    images.write_all(frames, file, how.format or stack.format, stack.count, how.quality, stack.loop)
+                    images.write_all(frames, file, format, count, how.quality, loop)
                     size = file.seek(0, os.SEEK_END)
                     file.flush()
                     os.fsync(file.fileno())
@@ -138,19 +144,29 @@ def denoise(task: Task, how: How, denoiser: "Denoiser | Auto", gate: Gate, keep_
 def _denoised(
     stack: "images.Stack", denoiser: "Denoiser | Auto", how: How, keep_going: Callable[[], bool], reasons: list[str]
 ) -> "Iterator[Picture]":
-    """Every frame, as it is asked for. All of an animation have the model and the level of its first, or it would flicker."""
+    """Every frame, as it is asked for, and nothing else is held meanwhile.
+
+    All of an animation have the model and the level of its first, or it would flicker.
+    """
     from core import Auto
 
     chosen: Denoiser | None = None
-    for noisy in stack.frames(keep_going):
+    frames, count, format = stack.frames(keep_going), stack.count, stack.format
+    del stack
+    for number in range(count):
+        noisy = next(frames)
+        if number == count - 1:
+            frames.close()  # type: ignore[attr-defined]  # and lets go of the file
         seen = noisy.visible()
         part = noisy.opaque(seen)
-        if chosen is None or stack.format == "tiff":
+        if chosen is None or format == "tiff":
             chosen, reason = denoiser.take(part) if isinstance(denoiser, Auto) else (denoiser, "")
             used = chosen.estimate(part) if how.level is None and not chosen.blind else how.level
             if reason:
                 reasons.append(f"{chosen.name}, {reason}")
-        yield noisy if used == 0 or how.strength == 0 else noisy.denoised(chosen(seen, used, how.strength, keep_going))
+        done = [noisy if used == 0 or how.strength == 0 else noisy.denoised(chosen(seen, used, how.strength, keep_going))]
+        del noisy, seen, part
+        yield done.pop()
 
 
 class Plain:

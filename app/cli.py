@@ -166,6 +166,7 @@ def denoise(
     model: ModelOption = None,
     format: Annotated[str | None, typer.Option(help="Format to write, as png or jpeg; else the picture's own.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.")] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture: 6 bytes of memory a pixel, 12 with 16 bits.")] = 200_000_000,
     engine: Annotated[
         Literal["plain", "ray"] | None,
         typer.Option(
@@ -203,7 +204,7 @@ def denoise(
         if not found:
             failed.append(f"{given} holds no picture")
         sources += [archive.Source(path, given if given.is_dir() else path.parent) for path in found]
-    how = archive.How(tuple(_suitable(model)), device, dtype, level, strength, form, quality)
+    how = archive.How(tuple(_suitable(model)), device, dtype, level, strength, form, quality, max_pixels)
 
     def target(source: archive.Source, made: str) -> Path:
         return output if output and to_file else _target(source.path, source.root, output, images.FORMATS[made].suffixes)

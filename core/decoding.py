@@ -283,12 +283,13 @@ def open_png(data: bytes, limits: Limits) -> Opened:
 
 def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
     """The chunks that make pixels, each sum checked; what the others say; how many frames there are. What trails is dropped."""
-    kept, position, kind, found, count = [data[:8]], 8, b"", blocks.Png(), 1
+    whole_file = memoryview(data)  # of which nothing is copied but what is kept, once
+    kept, position, kind, found, count = [whole_file[:8]], 8, b"", blocks.Png(), 1
     for _ in range(MAX_PARTS):
         if kind == b"IEND":
             break
         length, kind = struct.unpack_from(">I4s", data, position)
-        chunk = data[position : position + length + 12]
+        chunk = whole_file[position : position + length + 12]
         position += length + 12
         body = chunk[8:-4]
         whole = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
@@ -300,11 +301,11 @@ def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
         if kind[0] < ord("a") or kind == b"tRNS" or frame:  # a capital begins the name of a chunk that no decoder may skip
             kept.append(chunk)
         else:
-            found.chunk(kind, body, whole)
+            found.chunk(kind, bytes(body), whole)
     if kind != b"IEND":
         raise ImageError(f"the png picture has more than {MAX_PARTS} parts: save it anew")
     if count < 2:  # a still picture to every reader
-        kept = [chunk for chunk in kept if chunk[4:8] not in (b"acTL", b"fcTL", b"fdAT")]
+        kept = [chunk for chunk in kept if bytes(chunk[4:8]) not in (b"acTL", b"fcTL", b"fdAT")]
     return b"".join(kept), found, count
 
 

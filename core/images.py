@@ -13,8 +13,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -24,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from torch import Tensor
 
-from core import animation, decoding, tiff
+from core import animation, avif, decoding, tiff
 from core import metadata as blocks
 from core.animation import Animation
 from core.decoding import DEFAULT_LIMITS, Fill, Frame, GoOn, ImageError, Limits, Opener, Samples, pillow_heif, told
@@ -56,6 +60,7 @@ __all__ = [
 ]
 
 STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole picture is made
+SPILLED_BYTES = 64 << 20  # of samples, whose PNG is put together on disk
 
 NO_METADATA = Metadata()
 
@@ -149,7 +154,9 @@ class Format:
     suffixes: tuple[str, ...]  # the first is the one to write
     magic: re.Pattern[bytes]  # matched at the first byte
     open: Opener
-    encode: Callable[[Samples, Picture, int], bytes]  # samples of at most `depth` bits, whose metadata fits; quality 1 to 100
+    encode: Callable[
+        [Samples, Picture, int, BinaryIO], None
+    ]  # of at most `depth` bits, whose metadata fits; quality 1 to 100; an empty file
     max_side: int  # of the encoder
     alpha: bool = True
     depth: int = 8  # bits a sample it holds at most
@@ -234,8 +241,7 @@ def write(picture: Picture, format: str | None = None, quality: int | None = Non
 
     WebP at quality 100 is lossless. Samples are rounded to the file's depth, as many bits as the format holds.
     """
-    form = _form(picture.format if format is None else format)
-    return _encoded(picture, form, _quality(quality))
+    return _encoded(picture, _form(picture.format if format is None else format), _quality(quality))
 
 
 def write_all(
@@ -252,7 +258,7 @@ def write_all(
     first = next(frames)
     told = [*first.changed, *lost(first, format)]
     if count == 1:
-        file.write(_encoded(first, form, quality))
+        _encode(first, form, quality, file)
     elif form.animation is None:
         writer = tiff.Writer(file)
         for picture in itertools.chain((first,), frames):
@@ -275,6 +281,12 @@ def _quality(quality: int | None) -> int:
 
 
 def _encoded(picture: Picture, form: Format, quality: int, apart: bool = False) -> bytes:
+    file = io.BytesIO()
+    _encode(picture, form, quality, file, apart)
+    return file.getvalue()
+
+
+def _encode(picture: Picture, form: Format, quality: int, file: BinaryIO, apart: bool = False) -> None:
     """`apart`: a frame to be put together with others, which must be of its kind."""
     height, width = picture.samples.shape[:2]
     if max(height, width) > form.max_side:
@@ -284,7 +296,7 @@ def _encoded(picture: Picture, form: Format, quality: int, apart: bool = False) 
         samples = _rgba(samples)
     metadata, _ = blocks.fitting(picture.metadata, form.name)
     try:
-        return form.encode(samples, dataclasses.replace(picture, metadata=metadata), quality)
+        form.encode(samples, dataclasses.replace(picture, metadata=metadata), quality, file)
     except Exception as error:
         raise ImageError(f"the picture could not be written as {form.name}: choose another format, such as png") from error
 
@@ -410,48 +422,76 @@ def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _encode_png(samples: Samples, picture: Picture, quality: int) -> bytes:
+def _encode_png(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
     H, W, C = samples.shape
     kind, space = ("uchar", ("b-w", "srgb")) if samples.itemsize == 1 else ("ushort", ("grey16", "rgb16"))
     image = pyvips.Image.new_from_memory(samples, W, H, C, kind).copy(interpretation=space[C > 2])
-    data = image.pngsave_buffer(compression=2, filter="up", keep="none")
-    parts, position = [data[:33], blocks.png_chunks(picture.metadata)], 33
-    while position < len(data):  # libvips adds a resolution of its own
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] in (b"IDAT", b"IEND"):
-            parts.append(data[position:end])
-        position = end
-    return b"".join(parts)
+    options = {"compression": 2, "filter": "up", "keep": "none"}
+    with ExitStack() as held:
+        made: BinaryIO
+        if samples.nbytes < SPILLED_BYTES:
+            made = io.BytesIO(image.pngsave_buffer(**options))
+        else:
+            made = held.enter_context(tempfile.TemporaryFile())
+            image.pngsave_target(pyvips.Target.new_to_descriptor(made.fileno()), **options)
+            made.seek(0)
+        file.write(made.read(33))
+        file.write(blocks.png_chunks(picture.metadata))
+        while head := made.read(8):  # libvips adds a resolution of its own
+            length = int.from_bytes(head[:4], "big") + 4
+            if head[4:] in (b"IDAT", b"IEND"):
+                file.write(head)
+                file.write(made.read(length))
+            else:
+                made.seek(length, os.SEEK_CUR)
 
 
-def _encode_jpeg(samples: Samples, picture: Picture, quality: int) -> bytes:
-    return _saved(_image(samples), "jpeg", quality=quality, subsampling=0, **blocks.jpeg_options(picture.metadata))
+def _encode_jpeg(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
+    file.write(_saved(_image(samples), "jpeg", quality=quality, subsampling=0, **blocks.jpeg_options(picture.metadata)))
 
 
-def _encode_webp(samples: Samples, picture: Picture, quality: int) -> bytes:
+def _encode_webp(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
     lossless = quality == 100  # for which the encoder's own quality means effort instead
-    return _saved(_image(samples), "webp", quality=0 if lossless else quality, lossless=lossless, method=0, exact=True,
-                  **blocks.riff_options(picture.metadata))  # fmt: skip
+    options = blocks.riff_options(picture.metadata)
+    file.write(_saved(_image(samples), "webp", quality=0 if lossless else quality, lossless=lossless, method=0, exact=True, **options))
 
 
-def _encode_avif(samples: Samples, picture: Picture, quality: int) -> bytes:
+def _encode_avif(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
+    H, W, C = samples.shape
+    if H * W <= avif.MAX_STILL_PIXELS:
+        file.write(_still(samples, quality, **blocks.riff_options(picture.metadata)))
+        return
+    layout, icc = avif.cells(W, H), picture.metadata.icc
+
+    def colour(number: int) -> avif.Still:
+        return avif.still(_still(layout.cut(samples[..., : 1 if C < 3 else 3], number), quality, icc_profile=icc))
+
+    def alpha(number: int) -> avif.Still:
+        return avif.still(_still(layout.cut(samples[..., -1:], number), 100))  # without loss
+
+    numbers, seen_through = range(len(layout)), C in (2, 4) and samples[..., -1].min() < 255
+    with ThreadPoolExecutor(2) as threads:  # the encoder lets go of the interpreter's lock
+        colours = list(threads.map(colour, numbers))
+        alphas = list(threads.map(alpha, numbers)) if seen_through else []
+    file.writelines(avif.grid(layout, colours, alphas, picture.metadata.exif, picture.metadata.xmp))
+
+
+def _still(samples: Samples, quality: int, **said: Any) -> bytes:
     sampling = "4:0:0" if samples.shape[-1] < 3 else "4:4:4"
-    return _saved(_image(samples), "avif", quality=quality, speed=9, subsampling=sampling, **blocks.riff_options(picture.metadata))
+    return _saved(_image(samples), "avif", quality=quality, speed=9, subsampling=sampling, **said)
 
 
-def _encode_tiff(samples: Samples, picture: Picture, quality: int) -> bytes:
-    file = io.BytesIO()
+def _encode_tiff(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
     tiff.Writer(file).page(samples, samples.shape[-1] in (2, 4), blocks.to_tiff(picture.metadata))
-    return file.getvalue()
 
 
-def _encode_bmp(samples: Samples, picture: Picture, quality: int) -> bytes:
-    return _saved(_image(samples), "bmp")
+def _encode_bmp(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
+    file.write(_saved(_image(samples), "bmp"))
 
 
-def _encode_gif(samples: Samples, picture: Picture, quality: int) -> bytes:
+def _encode_gif(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
     image, options = _indexed(_image(samples))
-    return _saved(image, "gif", **options)
+    file.write(_saved(image, "gif", **options))
 
 
 def _indexed(image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
@@ -469,12 +509,12 @@ def _indexed(image: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
     return indexed, {"transparency": 255}
 
 
-def _encode_heic(samples: Samples, picture: Picture, quality: int) -> bytes:
+def _encode_heic(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
     H, W, C = samples.shape
     mode = MODES[C - 1] + (";16" if samples.itemsize == 2 else "")
-    file, out = pillow_heif.from_bytes(mode, (W, H), samples.tobytes()), io.BytesIO()
-    file.save(out, quality=-1 if quality == 100 else quality, chroma=444, **blocks.riff_options(picture.metadata))  # -1: lossless
-    return out.getvalue()
+    made, out = pillow_heif.from_bytes(mode, (W, H), samples.tobytes()), io.BytesIO()
+    made.save(out, quality=-1 if quality == 100 else quality, chroma=444, **blocks.riff_options(picture.metadata))  # -1: lossless
+    file.write(out.getvalue())
 
 
 # Options chosen by time on photographs, seconds a megapixel: png by libvips at level 2 with filter `up` 0.022 (Pillow's level 1: 0.064),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from toys import noise, wait_for
 
 from app import archive, cli
 from app.archive import Gate, How, Ledger, Outcome, Plain, Source, Task, Told
-from core import Denoiser, networks, weights
+from core import Denoiser, Picture, images, networks, weights
 
 ROOT = Path(cli.__file__).parents[1]
 
@@ -66,6 +67,30 @@ def copied(folder: Path, out: Path, how: How, engine: Copying | None = None, giv
     with Ledger.of(out) as ledger:
         told = archive.run(given or sources(folder), how, engine, lambda source, _: out / source.name, ledger)
     return told, sorted(engine.did)
+
+
+def test_while_an_answer_is_written_neither_the_noisy_picture_nor_its_file_is_held(model: Path) -> None:
+    held: dict[str, weakref.ref[object]] = {}
+
+    class File:
+        """What stands for the bytes."""
+
+    def decoded(file: File) -> Iterator[Picture]:
+        for number in range(2):
+            noisy = [Picture(torch.rand(12, 20, 3), torch.ones(12, 20))]
+            held.update(noisy=weakref.ref(noisy[0].samples), file=weakref.ref(file))
+            if number == 1:
+                del file
+            yield noisy.pop()
+
+    def stack() -> images.Stack:
+        file = File()
+        return images.Stack("png", 2, 20, 12, 480, lambda keep_going: decoded(file))
+
+    denoiser = Denoiser.load(model, "cpu", "float32")
+    for number, _ in enumerate(archive._denoised(stack(), denoiser, How((model,), level=0.1), lambda: True, [])):
+        assert held["noisy"]() is None
+        assert (held["file"]() is None) is (number == 1)
 
 
 def left(folder: Path) -> list[str]:

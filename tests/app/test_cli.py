@@ -299,6 +299,13 @@ def test_bad_files_are_named_and_passed_over(clearfold: Clearfold, here: Path) -
     assert bad.startswith("clearfold: in/m.png: the file is no picture of a known format: send one of png, jpeg")
 
 
+def test_a_picture_may_be_as_large_as_is_said(clearfold: Clearfold) -> None:
+    picture("a.png")
+    told = "clearfold: a.png: the picture has 240 pixels; at most max_pixels = 239 are accepted: shrink it or raise the limit"
+    assert mistakes(clearfold("denoise", "a.png", "--max-pixels", "239")) == [told]
+    assert clearfold("denoise", "a.png", "--max-pixels", "240").status == 0
+
+
 def test_what_is_wrong_is_one_line_however_narrow_the_screen(clearfold: Clearfold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     name = "a-rather-long-name-of-a-file-[bold]that-is-not-there.png"

@@ -133,6 +133,13 @@ def test_pixels_are_the_files_samples_over_255(mode: str) -> None:
         assert came.alpha is None
 
 
+def test_a_large_png_is_put_together_on_disk_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    came = images.read(encoded(noise("RGBA"), exif=exif(1), icc_profile=SRGB))
+    inside = images.write(came)
+    monkeypatch.setattr(images, "SPILLED_BYTES", 0)
+    assert images.write(came) == inside
+
+
 def test_colour_under_full_transparency_is_kept() -> None:
     source = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
     came = images.read(encoded(source))
