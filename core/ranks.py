@@ -4,7 +4,8 @@ Each process is a rank with the same network, its share of every batch, and an e
 its derivatives from all ranks, in flat buckets that are sent as soon as `backward` has filled them, while `backward` goes on. He sums them
 in an order of our own (`core.nn.sums`), so that two processes, or four, do to the bit what one does. Then each rank updates its own part of
 the weights and sends them to the others: the update's work is shared as well, and all ranks hold the same bits, whatever processors they
-run on. `torch.distributed` carries the bytes, by gloo on processors and NCCL on GPUs; none of its wrappers around models is used.
+run on. `torch.distributed` carries the bytes, by gloo on processors and NCCL on GPUs; none of its wrappers around models is used. On one
+machine's processor nothing is sent: buckets lie in memory that all ranks see, and messages say only when they may be read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from core import memory
 from core.nn import Module, Parameter, Rule, by_halves, norms
 
 T = TypeVar("T")
@@ -94,19 +96,20 @@ class Alone:
 class _Bucket:
     """Derivatives that are sent together, one behind the other in `flat`, by owner; `parts`: how many numbers each owner has of them.
 
-    received: what every rank has of this rank's own, (ranks, numbers).
+    received: room for what every rank sends of this rank's own, or None where nothing is sent. rows: where it then lies, by rank.
     """
 
     flat: Tensor
-    received: Tensor
     parts: list[int]
+    received: Tensor | None
+    rows: Sequence[Tensor]
     count: int
     missing: int = 0
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer's derivative by one of its weights lies in its bucket; `own`: and in what is received of it, if this rank owns it."""
+    """Where a layer's derivative by one of its weights lies in its bucket; `own`: and in each of its rows, if this rank owns it."""
 
     name: str
     bucket: _Bucket
@@ -160,12 +163,21 @@ class Ranks(Alone):
                 room = BUCKET_BYTES // 4
             room -= p.value.numel()
             together[-1].append((layer, name, p))
+        total = sum(self._numbers)
+        here = self.device is not None and self.device.type == "cpu"
+        self._common = memory.common(total + self._numbers[self.rank], self.told) if here else None  # the buckets, and this rank's weights
+        at = 0
         for those in together:
             those.sort(key=lambda one: self._owners[one[2].name])
             parts = [sum(p.value.numel() for _, _, p in those if self._owners[p.name] == rank) for rank in range(self.size)]
-            received = torch.zeros(self.size, parts[self.rank], device=self.device)
-            bucket = _Bucket(torch.zeros(sum(parts), device=self.device), received, parts, len(those))
             first, before = 0, sum(parts[: self.rank])
+            if self._common is not None:
+                rows = [piece[at + before : at + before + parts[self.rank]] for piece in self._common]
+                bucket = _Bucket(self._common[self.rank][at : at + sum(parts)], parts, None, rows, len(those))
+            else:
+                received = torch.zeros(self.size, parts[self.rank], device=self.device)
+                bucket = _Bucket(torch.zeros(sum(parts), device=self.device), parts, received, list(received), len(those))
+            at += sum(parts)
             for layer, name, p in those:
                 last = first + p.value.numel()
                 own = slice(first - before, last - before) if self.owns(p.name) else None
@@ -189,10 +201,11 @@ class Ranks(Alone):
             place.view.copy_(getattr(layer, "d" + place.name))
             setattr(layer, "d" + place.name, place.view)
             place.bucket.missing -= 1
-        while len(self._works) < len(self._buckets) and not self._buckets[len(self._works)].missing:
+        while self._common is None and len(self._works) < len(self._buckets) and not self._buckets[len(self._works)].missing:
             self._start(self._buckets[len(self._works)])
 
     def _start(self, bucket: _Bucket) -> None:
+        assert bucket.received is not None
         mine = [bucket.parts[self.rank]] * self.size
         with _reached():
             work = dist.all_to_all_single(bucket.received.view(-1), bucket.flat, mine, bucket.parts, async_op=True)
@@ -200,23 +213,26 @@ class Ranks(Alone):
         self._works.append(work)
 
     def mean(self, loss: float) -> float:
-        for bucket, work in zip(self._buckets, self._works, strict=True):
-            with _reached():
+        with _reached():
+            if self._common is not None:
+                dist.barrier()
+            for work in self._works:
                 work.wait()
-            self._sum(bucket.received).div_(self.size)
+        for bucket in self._buckets:
+            self._sum(bucket.rows).div_(self.size)
         for layer, places in self._places.items():
             for place in places:
                 if place.own is not None:
-                    setattr(layer, "d" + place.name, place.bucket.received[0, place.own].view_as(place.view))
+                    setattr(layer, "d" + place.name, place.bucket.rows[0][place.own].view_as(place.view))
         self._begin()
         return self._told(loss)
 
-    def _sum(self, received: Tensor) -> Tensor:
+    def _sum(self, rows: Sequence[Tensor]) -> Tensor:
         """All ranks' numbers, in place of the first's."""
 
         def part(ranks: slice) -> Tensor:
-            first: Tensor = received[ranks.start]
-            for other in received[ranks.start + 1 : ranks.stop]:
+            first: Tensor = rows[ranks.start]
+            for other in rows[ranks.start + 1 : ranks.stop]:
                 first += other
             return first
 
@@ -242,9 +258,11 @@ class Ranks(Alone):
         """Whose each weight is: the largest first, each to who has least."""
         loads = [0.0] * self.size
         self._owners: dict[str, int] = {}
+        self._numbers = [0] * self.size
         for p in sorted(parameters, key=lambda p: -p.value.numel()):
             owner = loads.index(min(loads))
             self._owners[p.name] = owner
+            self._numbers[owner] += p.value.numel()
             loads[owner] += p.value.numel() * min(p.value.shape)
 
     def owns(self, name: str) -> bool:
@@ -254,9 +272,31 @@ class Ranks(Alone):
         def shared(parameters: Sequence[Parameter]) -> None:
             rule([p for p in parameters if self.owns(p.name)])
             with _reached():
-                self._send({p.name: p.value for p in parameters}, self._owners)
+                if self._common is None:
+                    self._send({p.name: p.value for p in parameters}, self._owners)
+                else:
+                    self._show(self._common, parameters)
 
         return shared
+
+    def _show(self, common: Sequence[Tensor], parameters: Sequence[Parameter]) -> None:
+        """Each rank's own weights to all others. They are read before the next time: behind `mean` nobody reads these any more."""
+        total = sum(self._numbers)
+        own = common[self.rank][total:]
+        for to, p in zip(self._split(own, self.rank, parameters), self._of(self.rank, parameters), strict=True):
+            to.copy_(p.value)
+        dist.barrier()
+        for rank in range(self.size):
+            if rank != self.rank:
+                for new, p in zip(self._split(common[rank][total:], rank, parameters), self._of(rank, parameters), strict=True):
+                    p.value.copy_(new)
+
+    def _of(self, rank: int, parameters: Sequence[Parameter]) -> list[Parameter]:
+        return [p for p in parameters if self._owners[p.name] == rank]
+
+    def _split(self, flat: Tensor, rank: int, parameters: Sequence[Parameter]) -> list[Tensor]:
+        those = self._of(rank, parameters)
+        return [part.view_as(p.value) for part, p in zip(torch.split(flat, [p.value.numel() for p in those]), those, strict=True)]
 
     def _send(self, values: Mapping[str, Tensor], owners: Mapping[str, int]) -> None:
         """Every value from who owns it to all others, in place."""

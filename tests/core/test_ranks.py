@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from core import networks, ranks, trainer
+from core import memory, networks, ranks, trainer
 from core.nn import L1, Adam, Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, SpaceToDepth, Tape, norms
 from core.ranks import ALONE, Alone, Ranks
 from core.trainer import Recipe, TrainingError
@@ -133,6 +134,7 @@ class TestARun:
         monkeypatch.setattr(trainer, "unet", thin)
         whole = losses(ALONE, recipe("alone", batch=16, patch=24))
         assert two.ask(losses_of_thin, recipe("two", batch=16, patch=24)) == [whole, whole]
+        assert two.ask(losses_of_thin, recipe("sent", batch=16, patch=24), False) == [whole, whole]
 
     def test_of_shares_that_are_no_halves_is_that_one_but_for_rounding(self, two: Two, recipe: Callable[..., Recipe]) -> None:
         whole = losses(ALONE, recipe("alone", batch=6, steps=20))
@@ -183,10 +185,11 @@ class TestARun:
         assert two.ask(with_a_broken_loss, recipe("m")) == [message, message]
 
 
-def losses_of_thin(joined: Alone, recipe: Recipe) -> list[float]:
+def losses_of_thin(joined: Alone, recipe: Recipe, beside: bool = True) -> list[float]:
     trainer.unet = thin
     try:
-        return losses(joined, recipe)
+        with memory_of(beside):
+            return losses(joined, recipe)
     finally:
         trainer.unet = small
 
@@ -239,10 +242,15 @@ def with_a_broken_loss(joined: Alone, recipe: Recipe) -> list[float]:
 # What the ranks tell each other.
 
 
-def derivatives(joined: Alone, bucket: int) -> tuple[dict[str, Tensor], float, Tensor]:
+def memory_of(beside: bool) -> AbstractContextManager[Any]:
+    """That of one machine, or what ranks on two have."""
+    return nullcontext() if beside else mock.patch.object(memory, "common", return_value=None)
+
+
+def derivatives(joined: Alone, bucket: int, beside: bool = True) -> tuple[dict[str, Tensor], float, Tensor]:
     """The mean of the ranks' derivatives by a rank's own weights, that of their losses, and all derivatives' norms."""
     network = network_of_two_layers()
-    with mock.patch.object(ranks, "BUCKET_BYTES", bucket):
+    with mock.patch.object(ranks, "BUCKET_BYTES", bucket), memory_of(beside):
         joined.watch(network)
     tape: Tape = []
     network.forward(pictures()[joined.share(4)], tape)
@@ -263,9 +271,10 @@ def pictures() -> Tensor:
 
 
 @pytest.mark.parametrize("bucket", [1, 600, 1 << 20], ids=["a bucket a weight", "some", "one for all"])
-def test_derivatives_and_loss_are_the_mean_of_all_ranks(two: Two, bucket: int) -> None:
+@pytest.mark.parametrize("beside", [True, False], ids=["in memory", "sent"])
+def test_derivatives_and_loss_are_the_mean_of_all_ranks(two: Two, bucket: int, beside: bool) -> None:
     whole, _, lengths = derivatives(ALONE, bucket)
-    told = two.ask(derivatives, bucket)
+    told = two.ask(derivatives, bucket, beside)
     assert sorted(name for found, _, _ in told for name in found) == sorted(whole)
     for found, loss, theirs in told:
         assert loss == 0.5
@@ -275,9 +284,10 @@ def test_derivatives_and_loss_are_the_mean_of_all_ranks(two: Two, bucket: int) -
         torch.testing.assert_close(theirs, lengths / SIZE)
 
 
-def shared(joined: Alone) -> tuple[list[str], dict[str, Tensor]]:
+def shared(joined: Alone, beside: bool = True) -> tuple[list[str], dict[str, Tensor]]:
     network = network_of_two_layers()
-    joined.watch(network)
+    with memory_of(beside):
+        joined.watch(network)
     tape: Tape = []
     network.forward(pictures(), tape)
     network.derive(torch.ones(4, 6, 6, 2), tape)
@@ -288,9 +298,10 @@ def shared(joined: Alone) -> tuple[list[str], dict[str, Tensor]]:
     return asked, {p.name: p.value.clone() for p in network.param()}
 
 
-def test_each_weight_is_updated_by_one_rank_and_is_the_same_on_all(two: Two) -> None:
+@pytest.mark.parametrize("beside", [True, False], ids=["in memory", "sent"])
+def test_each_weight_is_updated_by_one_rank_and_is_the_same_on_all(two: Two, beside: bool) -> None:
     names, values = shared(ALONE)
-    (first, ours), (second, theirs) = two.ask(shared)
+    (first, ours), (second, theirs) = two.ask(shared, beside)
     assert sorted(first + second) == sorted(names)
     assert first
     assert second
