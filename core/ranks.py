@@ -1,9 +1,11 @@
 """The processes that train one network together, and what they tell each other. Knows no layer's mathematics, no recipe and no file.
 
-Each process is a rank with the same network, its share of every batch, and an equal part in all else. Derivatives are averaged in flat
-buckets, each sent as soon as `backward` has filled it, while `backward` goes on. Then each rank updates its own part of the weights and
-sends them to the others: the update's work is shared as well, and all ranks hold the same bits, whatever processors they run on.
-`torch.distributed` carries the bytes, by gloo on processors and NCCL on GPUs; none of its wrappers around models is used.
+Each process is a rank with the same network, its share of every batch, and an equal part in all else. Each weight has an owner, who gets
+its derivatives from all ranks, in flat buckets that are sent as soon as `backward` has filled them, while `backward` goes on. He sums them
+in an order of our own (`core.nn.sums`), so that two processes, or four, do to the bit what one does. Then each rank updates its own part of
+the weights and sends them to the others: the update's work is shared as well, and all ranks hold the same bits, whatever processors they
+run on. `torch.distributed` carries the bytes, by gloo on processors and NCCL on GPUs; none of its wrappers around models is used. On one
+machine's processor nothing is sent: buckets lie in memory that all ranks see, and messages say only when they may be read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from core.nn import Module, Parameter, Rule
+from core import memory
+from core.nn import Module, Parameter, Rule, by_halves, norms
 
 T = TypeVar("T")
 
@@ -57,8 +60,12 @@ class Alone:
         """Prepares for the derivatives of this network, and lets all ranks start from rank 0's weights."""
 
     def mean(self, loss: float) -> float:
-        """All ranks' mean of the loss; behind it, the network's derivatives are all ranks' mean too."""
+        """All ranks' mean of the loss; behind it, the derivatives by the weights that this rank owns are all ranks' mean too."""
         return loss
+
+    def norms(self) -> Tensor | None:
+        """Behind `mean`, the norms of all derivatives, by weight; None where they are all here."""
+        return None
 
     def sharing(self, rule: Rule) -> Rule:
         """The rule, each rank doing a part of its work."""
@@ -87,20 +94,27 @@ class Alone:
 
 @dataclass
 class _Bucket:
-    """Derivatives that are sent together, one behind the other in `flat`."""
+    """Derivatives that are sent together, one behind the other in `flat`, by owner; `parts`: how many numbers each owner has of them.
+
+    received: room for what every rank sends of this rank's own, or None where nothing is sent. rows: where it then lies, by rank.
+    """
 
     flat: Tensor
+    parts: list[int]
+    received: Tensor | None
+    rows: Sequence[Tensor]
+    count: int
     missing: int = 0
-    count: int = 0
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer's derivative by one of its weights lies."""
+    """Where a layer's derivative by one of its weights lies in its bucket; `own`: and in each of its rows, if this rank owns it."""
 
     name: str
-    bucket: int
+    bucket: _Bucket
     view: Tensor
+    own: slice | None
 
 
 class Ranks(Alone):
@@ -139,23 +153,37 @@ class Ranks(Alone):
         self._places: dict[Module, list[_Place]] = {}
         self._works: list[dist.Work] = []
         self._deal(network.param())
-        # backward has the last layer's derivatives first
-        sizes: list[int] = []
-        planned: list[tuple[Module, str, int, int]] = []
-        for layer in reversed(list(_learning(network))):
-            for name in layer.weights:
-                count = getattr(layer, name).numel()
-                if not sizes or sizes[-1] + count > BUCKET_BYTES // 4:
-                    sizes.append(0)
-                planned.append((layer, name, len(sizes) - 1, sizes[-1]))
-                sizes[-1] += count
-        sizes[-1] += 1  # the loss goes with the last
-        self._buckets = [_Bucket(torch.zeros(size, device=self.device)) for size in sizes]
-        for layer, name, bucket, first in planned:
-            value: Tensor = getattr(layer, name)
-            view = self._buckets[bucket].flat[first : first + value.numel()].view_as(value)
-            self._places.setdefault(layer, []).append(_Place(name, bucket, view))
-            self._buckets[bucket].count += 1
+        self._network = network
+        learned = [(layer, name) for layer in _learning(network) for name in layer.weights]
+        together: list[list[tuple[Module, str, Parameter]]] = []
+        room = 0
+        for (layer, name), p in reversed(list(zip(learned, network.param(), strict=True))):  # backward has the last layer's first
+            if p.value.numel() > room:
+                together.append([])
+                room = BUCKET_BYTES // 4
+            room -= p.value.numel()
+            together[-1].append((layer, name, p))
+        total = sum(self._numbers)
+        here = self.device is not None and self.device.type == "cpu"
+        self._common = memory.common(total + self._numbers[self.rank], self.told) if here else None  # the buckets, and this rank's weights
+        at = 0
+        for those in together:
+            those.sort(key=lambda one: self._owners[one[2].name])
+            parts = [sum(p.value.numel() for _, _, p in those if self._owners[p.name] == rank) for rank in range(self.size)]
+            first, before = 0, sum(parts[: self.rank])
+            if self._common is not None:
+                rows = [piece[at + before : at + before + parts[self.rank]] for piece in self._common]
+                bucket = _Bucket(self._common[self.rank][at : at + sum(parts)], parts, None, rows, len(those))
+            else:
+                received = torch.zeros(self.size, parts[self.rank], device=self.device)
+                bucket = _Bucket(torch.zeros(sum(parts), device=self.device), parts, received, list(received), len(those))
+            at += sum(parts)
+            for layer, name, p in those:
+                last = first + p.value.numel()
+                own = slice(first - before, last - before) if self.owns(p.name) else None
+                self._places.setdefault(layer, []).append(_Place(name, bucket, bucket.flat[first:last].view_as(p.value), own))
+                first = last
+            self._buckets.append(bucket)
         self._begin()
         network.watch(self._derived)
         with _reached():
@@ -172,34 +200,69 @@ class Ranks(Alone):
         for place in self._places[layer]:
             place.view.copy_(getattr(layer, "d" + place.name))
             setattr(layer, "d" + place.name, place.view)
-            self._buckets[place.bucket].missing -= 1
-        while len(self._works) < len(self._buckets) - 1 and not self._buckets[len(self._works)].missing:
+            place.bucket.missing -= 1
+        while self._common is None and len(self._works) < len(self._buckets) and not self._buckets[len(self._works)].missing:
             self._start(self._buckets[len(self._works)])
 
     def _start(self, bucket: _Bucket) -> None:
+        assert bucket.received is not None
+        mine = [bucket.parts[self.rank]] * self.size
         with _reached():
-            work = dist.all_reduce(bucket.flat, async_op=True)
+            work = dist.all_to_all_single(bucket.received.view(-1), bucket.flat, mine, bucket.parts, async_op=True)
         assert work is not None
         self._works.append(work)
 
     def mean(self, loss: float) -> float:
-        last = self._buckets[-1]
-        last.flat[-1] = loss
-        self._start(last)
-        for bucket, work in zip(self._buckets, self._works, strict=True):
-            with _reached():
+        with _reached():
+            if self._common is not None:
+                dist.barrier()
+            for work in self._works:
                 work.wait()
-            bucket.flat.div_(self.size)
+        for bucket in self._buckets:
+            self._sum(bucket.rows).div_(self.size)
+        for layer, places in self._places.items():
+            for place in places:
+                if place.own is not None:
+                    setattr(layer, "d" + place.name, place.bucket.rows[0][place.own].view_as(place.view))
         self._begin()
-        return last.flat[-1].item()
+        return self._told(loss)
+
+    def _sum(self, rows: Sequence[Tensor]) -> Tensor:
+        """All ranks' numbers, in place of the first's."""
+
+        def part(ranks: slice) -> Tensor:
+            first: Tensor = rows[ranks.start]
+            for other in rows[ranks.start + 1 : ranks.stop]:
+                first += other
+            return first
+
+        return by_halves(part, 0, self.size, 1)
+
+    def _told(self, loss: float) -> float:
+        """The mean of the ranks' losses, and how long all derivatives are: each is added to zeros, so that nothing is rounded."""
+        parameters = self._network.param()
+        own = [i for i, p in enumerate(parameters) if self.owns(p.name)]
+        told = torch.zeros(len(parameters) + self.size, dtype=torch.float64, device=self.device)
+        if own:
+            told[own] = norms([parameters[i] for i in own]).double()
+        told[len(parameters) + self.rank] = loss
+        with _reached():
+            dist.all_reduce(told)
+        self._norms = told[: len(parameters)].float()
+        return told[len(parameters) :].mean().item()
+
+    def norms(self) -> Tensor | None:
+        return self._norms
 
     def _deal(self, parameters: Sequence[Parameter]) -> None:
         """Whose each weight is: the largest first, each to who has least."""
         loads = [0.0] * self.size
         self._owners: dict[str, int] = {}
+        self._numbers = [0] * self.size
         for p in sorted(parameters, key=lambda p: -p.value.numel()):
             owner = loads.index(min(loads))
             self._owners[p.name] = owner
+            self._numbers[owner] += p.value.numel()
             loads[owner] += p.value.numel() * min(p.value.shape)
 
     def owns(self, name: str) -> bool:
@@ -209,9 +272,31 @@ class Ranks(Alone):
         def shared(parameters: Sequence[Parameter]) -> None:
             rule([p for p in parameters if self.owns(p.name)])
             with _reached():
-                self._send({p.name: p.value for p in parameters}, self._owners)
+                if self._common is None:
+                    self._send({p.name: p.value for p in parameters}, self._owners)
+                else:
+                    self._show(self._common, parameters)
 
         return shared
+
+    def _show(self, common: Sequence[Tensor], parameters: Sequence[Parameter]) -> None:
+        """Each rank's own weights to all others. They are read before the next time: behind `mean` nobody reads these any more."""
+        total = sum(self._numbers)
+        own = common[self.rank][total:]
+        for to, p in zip(self._split(own, self.rank, parameters), self._of(self.rank, parameters), strict=True):
+            to.copy_(p.value)
+        dist.barrier()
+        for rank in range(self.size):
+            if rank != self.rank:
+                for new, p in zip(self._split(common[rank][total:], rank, parameters), self._of(rank, parameters), strict=True):
+                    p.value.copy_(new)
+
+    def _of(self, rank: int, parameters: Sequence[Parameter]) -> list[Parameter]:
+        return [p for p in parameters if self._owners[p.name] == rank]
+
+    def _split(self, flat: Tensor, rank: int, parameters: Sequence[Parameter]) -> list[Tensor]:
+        those = self._of(rank, parameters)
+        return [part.view_as(p.value) for part, p in zip(torch.split(flat, [p.value.numel() for p in those]), those, strict=True)]
 
     def _send(self, values: Mapping[str, Tensor], owners: Mapping[str, int]) -> None:
         """Every value from who owns it to all others, in place."""

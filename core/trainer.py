@@ -170,7 +170,7 @@ def _train(
         denoised = correct(run.network, noisy, sigma, tape)
         value = loss.forward(denoised, target).item()
         run.network.derive(loss.backward(denoised, target).to(dtype), tape)
-        value = ranks.mean(value)
+        value = torch.tensor(ranks.mean(value), dtype=torch.float32).item()  # so the same bits whatever shares it is the mean of
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
         run.update(recipe)
@@ -239,7 +239,7 @@ class _Run:
     def update(self, recipe: Recipe) -> None:
         """One step of the optimiser, and the moving average's; the average is shorter at the start, where weights change fast."""
         self.rule.lr = recipe.lr_at(self.step)
-        clip(self.network.param(), recipe.clip)
+        clip([p for p in self.network.param() if self.ranks.owns(p.name)], recipe.clip, self.ranks.norms())
         self.network.train(self.ranks.sharing(self.rule))
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 9))

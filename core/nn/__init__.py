@@ -4,9 +4,10 @@ from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Upsampling
 from core.nn.loss import L1, MSE, Censored, Charbonnier, LogMSE
 from core.nn.module import Module, Parameter, Rule, Tape
-from core.nn.optim import SGD, Adam, Muon, clip
+from core.nn.optim import SGD, Adam, Muon, clip, norms
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
 from core.nn.sequential import Concat, Residual, Sequential
+from core.nn.sums import by_halves
 
 __all__ = [
     "L1",
@@ -31,5 +32,7 @@ __all__ = [
     "SpaceToDepth",
     "Tape",
     "Upsampling",
+    "by_halves",
     "clip",
+    "norms",
 ]

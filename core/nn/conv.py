@@ -93,7 +93,7 @@ class Conv2d(Module):
         x: Tensor = tape.pop()
         self.dweight = convolution.weight_gradient(x, dy, self.kernel, self.stride, self._border(), factors=self.factors)
         if self.bias is not None:
-            self.dbias = dy.sum((0, 1, 2), dtype=torch.float64).to(self.dweight.dtype)  # 0 where it is, in whatever order it is summed
+            self.dbias = convolution.bias_gradient(dy, self.dweight.dtype)
         self.announce()
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
@@ -174,7 +174,7 @@ class Upsampling(Conv2d):
         dsmall = dsmall.reshape(*dsmall.shape[:3], S, T, -1)
         self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
         if self.bias is not None:
-            self.dbias = dy.sum((0, 1, 2), dtype=torch.float64).to(dsmall.dtype)
+            self.dbias = convolution.bias_gradient(dy, dsmall.dtype)
         self.announce()
         mask = x if rectified else None
         return convolution.data_gradient(

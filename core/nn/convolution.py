@@ -18,6 +18,7 @@ from core.nn import products, team, winograd
 from core.nn.activation import masked
 from core.nn.module import finished
 from core.nn.products import NO_BORDER, Border, Pair
+from core.nn.sums import by_halves, leaf
 
 Prepared = TypeVar("Prepared")
 
@@ -186,13 +187,22 @@ def _cropped(y: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None) -> Tensor:
-    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`)."""
+    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`); in float32, the pictures are summed by halves."""
     factors = factors or x.dtype
     own = _kernel(x, factors)
-    if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
-        return own.weight_gradient(x, dy, border)
-    # Where kernels have no fast bfloat16, its products would be slower still.
-    return products.weight_gradient(x, dy, kernel, stride, border, own.factors if own else factors)
+
+    def part(n: slice) -> Tensor:
+        if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
+            return own.weight_gradient(x[n], dy[n], border)
+        # Where kernels have no fast bfloat16, its products would be slower still.
+        return products.weight_gradient(x[n], dy[n], kernel, stride, border, own.factors if own else factors)
+
+    return by_halves(part, 0, len(x), leaf()) if factors == torch.float32 else part(slice(None))
+
+
+def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
+    """`dbias[f] = sum over n, i, j of dy[n, i, j, f]`, 0 where that is the sum in whatever order."""
+    return by_halves(lambda n: dy[n].sum((0, 1, 2), dtype=torch.float64).to(dtype), 0, len(dy), leaf())
 
 
 def data_gradient(

@@ -1,4 +1,5 @@
-"""Losses: a number to make small, and its derivative by the prediction. Means are over every element, in float32 or better."""
+"""Losses: a number to make small, and its derivative by the prediction. Means are over every element, in float64, where
+the order of sums can't be seen in the six digits that are read."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ class MSE:
     """`mean((p - t)**2)`."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return _difference(prediction, target).square().mean()
+        return _difference(prediction, target).square().mean(dtype=torch.float64)
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dp mean((p - t)**2) = 2 * (p - t) / number of elements
@@ -23,7 +24,7 @@ class L1:
     """`mean(|p - t|)`; the derivative at 0 is 0."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return _difference(prediction, target).abs().mean()
+        return _difference(prediction, target).abs().mean(dtype=torch.float64)
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dp mean(|p - t|) = sign(p - t) / number of elements
@@ -39,7 +40,7 @@ class Charbonnier:
         self.epsilon = epsilon
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (_difference(prediction, target).square() + self.epsilon**2).sqrt().mean()
+        return (_difference(prediction, target).square() + self.epsilon**2).sqrt().mean(dtype=torch.float64)
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dp mean(sqrt(e**2 + (p - t)**2)) = (p - t) / sqrt(e**2 + (p - t)**2) / number of elements

@@ -11,16 +11,21 @@ from torch import Tensor
 from core.nn.module import Parameter
 
 
-def clip(parameters: Sequence[Parameter], longest: float) -> None:
+def clip(parameters: Sequence[Parameter], longest: float, lengths: Tensor | None = None) -> None:
     """Shortens all derivatives together, in place, to a Euclidean norm of at most `longest` (Pascanu et al. 2013).
 
     One strange batch can give derivatives a hundred times the usual; Adam would remember them for a thousand steps.
+    lengths: the `norms` of the whole network's derivatives, where `parameters` are a part of them.
     """
-    derivatives = [derivative for _, _, derivative in _derived(parameters)]
-    norm = torch.stack([derivative.norm() for derivative in derivatives]).norm()
+    norm = (norms(parameters) if lengths is None else lengths).norm()
     shorten = (longest / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
-    for derivative in derivatives:
+    for _, _, derivative in _derived(parameters):
         derivative.mul_(shorten)
+
+
+def norms(parameters: Sequence[Parameter]) -> Tensor:
+    """Each derivative's Euclidean norm, one behind the other."""
+    return torch.stack([derivative.norm() for _, _, derivative in _derived(parameters)])
 
 
 class SGD:

@@ -3,6 +3,7 @@
 Each run is one of the trainer's own, on pictures made here, its pixels a second of the steps' median time. Several processes run twice:
 with a batch for each of them, and with the same batch for all together, where each has less to do between what all must wait for; the
 losses of the latter are one process's, and are compared. Seconds of the processor tell what a step costs where others compute as well.
+The ceiling is what as many processes reach that know nothing of each other: they share the machine's memory and caches alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from core.trainer import Progress, Recipe
 from tests.core.made import photo, save
 
 
-def run(rank: int, size: int, folder: Path, recipe: Recipe) -> None:
+def run(rank: int, size: int, folder: Path, recipe: Recipe, apart: bool) -> None:
     """One process: writes its losses, its steps' median seconds and their mean seconds of the processor."""
     torch.set_num_threads(1)
     losses: list[float] = []
@@ -35,8 +37,8 @@ def run(rank: int, size: int, folder: Path, recipe: Recipe) -> None:
         losses.append(now.loss)
         ends.append((time.perf_counter(), time.process_time()))
 
-    if size == 1:
-        trainer.train(recipe, report, ranks=ALONE)
+    if size == 1 or apart:
+        trainer.train(replace(recipe, out=recipe.out.with_stem(f"{rank}")), report, ranks=ALONE)
     else:
         with Ranks.joined(torch.device("cpu"), rank, size, folder / f"meeting {recipe.batch}") as joined:
             trainer.train(recipe, report, ranks=joined)
@@ -46,16 +48,16 @@ def run(rank: int, size: int, folder: Path, recipe: Recipe) -> None:
     (folder / f"{size}-{recipe.batch}-{rank}.json").write_text(json.dumps(told))
 
 
-def measured(size: int, folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """What rank 0 wrote, and the most that any rank needed of its processor."""
-    processes = [get_context("spawn").Process(target=run, args=(rank, size, folder, recipe)) for rank in range(size)]
+def measured(size: int, folder: Path, recipe: Recipe, apart: bool = False) -> dict[str, Any]:
+    """What rank 0 wrote, and the most that any rank needed of its processor. apart: they don't know of each other."""
+    processes = [get_context("spawn").Process(target=run, args=(rank, size, folder, recipe, apart)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
     told = [json.loads((folder / f"{size}-{recipe.batch}-{rank}.json").read_text()) for rank in range(size)]
-    return told[0] | {"processor": max(each["processor"] for each in told)}
+    return told[0] | {name: max(each[name] for each in told) for name in ("seconds", "processor")}
 
 
 def main() -> None:
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--losses", action="store_true", help="nothing but how far losses differ")
     chosen = parser.parse_args()
     told: dict[str, Any] = {name: getattr(chosen, name) for name in ("batch", "patch", "steps", "dtype", "processes")}
     with tempfile.TemporaryDirectory() as name:
@@ -80,8 +83,12 @@ def main() -> None:
 
         one = measured(1, folder, recipe(chosen.batch))
         told["one process"] = figures(one, chosen.batch, chosen.patch)
-        for what, batch in (("a batch each", chosen.batch * chosen.processes), ("the same batch", chosen.batch)):
-            found = measured(chosen.processes, folder, recipe(batch))
+        for what, apart, batch in (
+            ("the ceiling: processes that know nothing of each other", True, chosen.batch * chosen.processes),
+            ("a batch each", False, chosen.batch * chosen.processes),
+            ("the same batch", False, chosen.batch),
+        )[2 * chosen.losses :]:
+            found = measured(chosen.processes, folder, recipe(chosen.batch if apart else batch), apart)
             told[what] = figures(found, batch, chosen.patch)
             told[what]["times one process"] = round(one["seconds"] / found["seconds"] * batch / chosen.batch, 3)
             told[what]["by the processor's seconds"] = round(one["processor"] / found["processor"] * batch / chosen.batch, 3)

@@ -175,6 +175,8 @@ def test_the_engine_exports_just_this() -> None:
         "SpaceToDepth",
         "Tape",
         "Upsampling",
+        "by_halves",
         "clip",
+        "norms",
     ]
     assert all(hasattr(core.nn, name) for name in core.nn.__all__)
