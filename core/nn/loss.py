@@ -64,7 +64,7 @@ class LogMSE:
         self.floor = floor
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self._each(_difference(prediction, target)).log().mean() * self.FACTOR
+        return self._each(_difference(prediction, target)).log().mean(dtype=torch.float64) * self.FACTOR
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dp mean(ln(m + floor**2)) = 2 * (p - t) / (m + floor**2) / number of elements
@@ -95,7 +95,7 @@ class Censored:
         e = _difference(prediction, target)
         below, above = self._ends(e, target)
         cost = torch.where(target <= 0, -2 * self.dark**2 * torch.special.log_ndtr(-below), e.square())
-        return torch.where(target >= 1, -2 * self.light**2 * torch.special.log_ndtr(-above), cost).mean()
+        return torch.where(target >= 1, -2 * self.light**2 * torch.special.log_ndtr(-above), cost).mean(dtype=torch.float64)
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dz -ln(Phi(-z)) = phi(z) / Phi(-z), which is sqrt(2 / pi) / erfcx(z / sqrt(2)) without either of them going to 0
