@@ -36,8 +36,26 @@ def find(folders: Iterable[Path]) -> list[Path]:
 
 def pixels(path: Path) -> Tensor:
     """One photograph as (H, W, 3) floats in [0, 1]. Raises DataError, which names the file."""
+    return _picture(path).pixels
+
+
+def shots(one: Path, other: Path) -> tuple[Tensor, Tensor]:
+    """Two photographs of the same as `pixels` gives them, but on one scale: what float files hold outside of [0, 1] spans both."""
+    both = _picture(one), _picture(other)
+    low, high = min(picture.span[0] for picture in both), max(picture.span[1] for picture in both)
+
+    def scaled(picture: images.Picture) -> Tensor:
+        own_low, own_high = picture.span
+        if picture.span == (low, high):
+            return picture.pixels
+        return picture.pixels.mul((own_high - own_low) / (high - low)).add((own_low - low) / (high - low))
+
+    return scaled(both[0]), scaled(both[1])
+
+
+def _picture(path: Path) -> images.Picture:
     try:
-        return images.read(path.read_bytes(), images.Limits(max_pixels=400_000_000, max_total_pixels=400_000_000)).pixels
+        return images.read(path.read_bytes(), images.Limits(max_pixels=400_000_000, max_total_pixels=400_000_000))
     except images.ImageError as error:
         raise DataError(f"{path}: {error}") from None
 

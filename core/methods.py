@@ -256,19 +256,31 @@ def _level(picture: Tensor, blind: bool) -> float:
 
 def _read(paths: Sequence[Path], most: int) -> list[Tensor]:
     """float16, the middle of each where all of them together have more than `most` pixels."""
-    share = most // max(1, len(paths))
+    with ThreadPoolExecutor(2) as readers:
+        return list(readers.map(lambda path: _middle(data.pixels(path), most // len(paths)), paths))
 
-    def middle(path: Path) -> Tensor:
-        pixels = data.pixels(path)
-        H, W, _ = pixels.shape
-        if share < H * W:
-            shrink = math.sqrt(share / (H * W))
-            h, w = max(1, int(H * shrink)), max(1, int(W * shrink))
-            pixels = pixels[(H - h) // 2 :, (W - w) // 2 :][:h, :w]
-        return pixels.half()
+
+def _read_pairs(paths: Sequence[tuple[Path, Path]], most: int) -> list[tuple[Tensor, Tensor]]:
+    """Both of each as `_read` has them, on one scale. Raises DataError if they differ in size."""
+
+    def read(pair: tuple[Path, Path]) -> tuple[Tensor, Tensor]:
+        one, other = data.shots(*pair)
+        if one.shape != other.shape:
+            raise data.DataError(f"{pair[0]} and {pair[1]} differ in size: the two of a pair must show the same, pixel by pixel")
+        return _middle(one, most // (2 * len(paths))), _middle(other, most // (2 * len(paths)))
 
     with ThreadPoolExecutor(2) as readers:
-        return list(readers.map(middle, paths))
+        return list(readers.map(read, paths))
+
+
+def _middle(pixels: Tensor, most: int) -> Tensor:
+    """float16, of at most about `most` pixels."""
+    H, W, _ = pixels.shape
+    if most < H * W:
+        shrink = math.sqrt(most / (H * W))
+        h, w = max(1, int(H * shrink)), max(1, int(W * shrink))
+        pixels = pixels[(H - h) // 2 :, (W - w) // 2 :][:h, :w]
+    return pixels.half()
 
 
 def _piece(picture: Tensor, multiple: int = MULTIPLE) -> Tensor:
@@ -332,11 +344,8 @@ class Pairs:
         if len(found.pairs) < 2:
             raise data.DataError(f"{len(found.pairs)} pairs were found: two are needed at least, one to train on and one to measure with")
         self.clean = found.clean
-        share = MOST_PIXELS // 2
-        firsts, seconds = _read([paths[a] for a, _ in found.pairs], share), _read([paths[b] for _, b in found.pairs], share)
-        for (a, b), one, other in zip(found.pairs, firsts, seconds, strict=True):
-            if one.shape != other.shape:
-                raise data.DataError(f"{paths[a]} and {paths[b]} differ in size: the two of a pair must show the same, pixel by pixel")
+        shots = _read_pairs([(paths[a], paths[b]) for a, b in found.pairs], MOST_PIXELS)
+        firsts, seconds = [one for one, _ in shots], [other for _, other in shots]
         held = _held_out(len(firsts))
         self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], blind)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from core import DataError, data
@@ -49,6 +50,19 @@ def test_a_large_photograph_is_shrunk_by_a_whole_factor(tmp_path: Path, monkeypa
     assert read.dtype == torch.uint8
     assert read.shape == (3, 6, 3)
     assert (read.float() - torch.stack([torch.stack(row) for row in by_hand])).abs().max() <= 0.501
+
+
+def test_two_shots_in_floats_are_brought_to_one_scale(tmp_path: Path) -> None:
+    """By itself each is brought to [0, 1] by its own least and largest value; of two that show the same, that would part them."""
+    one, other = 300 * photo(16, 24)[..., 0], 300 * photo(16, 24)[..., 0]
+    one[0, 0], other[3, 5] = -40, 700
+    paths = []
+    for name, values in (("a.tif", one), ("b.tif", other)):
+        Image.fromarray(values.numpy()).save(tmp_path / name)
+        paths.append(tmp_path / name)
+    assert not torch.allclose(data.pixels(paths[0])[5:], data.pixels(paths[1])[5:], atol=0.05)
+    for shot, values in zip(data.shots(*paths), (one, other), strict=True):
+        torch.testing.assert_close(shot, ((values + 40) / 740)[..., None].expand(-1, -1, 3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("side", "shrunk"), [(8, 8), (9, 4), (16, 8), (17, 5)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core import DataError, data, methods, metrics, noise
 from core.methods import Apart, Neighbours, Pairing, Pairs, pair
-from core.nn import MSE
+from core.nn import MSE, Censored
 from tests.core.made import photo, refused, save
 
 Noisy = Callable[[Tensor, torch.Generator], Tensor]
@@ -230,6 +230,32 @@ class TestPairs:
                 noisy = data.pixels(path / f"{i}_1.png")
                 wrong += (denoise(noisy[None], 0.0)[0].clamp(0, 1) - clean[i]).square().mean().item() / len(held)
             assert source.measure(denoise) == pytest.approx(-10 * math.log10(wrong), abs=0.3)
+
+    def test_noise_that_is_clipped_at_black_is_learned_as_censored_and_measured_elsewhere(
+        self, tmp_path: Path, generator: torch.Generator
+    ) -> None:
+        clean = [photo(64, 96, i) * torch.linspace(0, 1, 96).view(1, -1, 1) for i in range(12)]
+        pictures = {f"{i}_{shot}.png": white(x, generator).clamp(0, 1) for i, x in enumerate(clean) for shot in (1, 2)}
+        source = Pairs([folder(tmp_path, pictures)], batch=1, patch=32, steps=1, seed=0)
+        assert isinstance(source.loss, Censored)
+        assert source.loss.dark == pytest.approx(0.08, rel=0.2)
+        assert source.loss.light == pytest.approx(0.08, rel=0.3)
+
+        def whole(noisy: Tensor, level: Tensor | float) -> Tensor:
+            i = min(range(12), key=lambda i: (noisy[0] - clean[i]).square().sum().item())
+            return clean[i][None]
+
+        def lifted(noisy: Tensor, level: Tensor | float) -> Tensor:  # as the mean of clipped shots would have it
+            truth = whole(noisy, level)
+            return truth + 0.04 * (truth < 0.02)
+
+        assert source.measure(whole) > 40
+        assert source.measure(lifted) == pytest.approx(source.measure(whole))
+
+    def test_the_mean_of_clean_targets_is_learned(self, tmp_path: Path, generator: torch.Generator) -> None:
+        clean = [photo(64, 96, i) for i in range(3)]
+        pictures = {f"noisy/{i}.png": white(x, generator) for i, x in enumerate(clean)} | {f"clean/{i}.png": x for i, x in enumerate(clean)}
+        assert isinstance(Pairs([folder(tmp_path, pictures)], batch=1, patch=32, steps=1, seed=0).loss, MSE)
 
     def test_against_clean_pictures_it_is_the_psnr_and_they_are_never_inputs(self, tmp_path: Path, generator: torch.Generator) -> None:
         clean = [photo(64, 96, i) for i in range(3)]
