@@ -49,7 +49,8 @@ class Charbonnier:
 
 
 class LogMSE:
-    """`0.01 * mean(ln(m + floor**2))`, m being each picture's own `mean((p - t)**2)`: the mean PSNR in dB, times -0.0023.
+    """`0.01 * mean(ln(1 + m / floor**2))`, m being each picture's own `mean((p - t)**2)`: the mean PSNR in dB, times -0.0023, but for a
+    constant.
 
     To halve the error counts as much in a picture of little noise as in one of much; other losses heed the noisiest most (Chen et al. 2021,
     "HINet", trained so). `floor` is in the pictures' units, half an 8-bit step: what is below it is rounded away. The factor makes the
@@ -64,15 +65,16 @@ class LogMSE:
         self.floor = floor
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self._each(_difference(prediction, target)).log().mean(dtype=torch.float64) * self.FACTOR
+        return self._each(_difference(prediction, target)).log1p().mean(dtype=torch.float64) * self.FACTOR
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        # d/dp mean(ln(m + floor**2)) = 2 * (p - t) / (m + floor**2) / number of elements
+        # d/dp mean(ln(1 + m / floor**2)) = 2 * (p - t) / (floor**2 + m) / number of elements
         e = _difference(prediction, target)
-        return (e / self._each(e)).mul(2 * self.FACTOR / prediction.numel()).to(prediction.dtype)
+        return (e / (1 + self._each(e))).mul(2 * self.FACTOR / self.floor**2 / prediction.numel()).to(prediction.dtype)
 
     def _each(self, e: Tensor) -> Tensor:
-        return e.square().flatten(1).mean(1).add(self.floor**2).view(-1, *[1] * (e.dim() - 1))
+        """m / floor**2 of each picture, (N, 1, ...)."""
+        return e.square().flatten(1).mean(1).div(self.floor**2).view(-1, *[1] * (e.dim() - 1))
 
 
 class Censored:

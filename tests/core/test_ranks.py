@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing import get_context
 
 from core import memory, networks, ranks, trainer
-from core.nn import L1, Adam, Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, SpaceToDepth, Tape, norms
+from core.nn import Adam, Conv2d, DepthToSpace, LogMSE, Module, ReLU, Residual, Sequential, SpaceToDepth, Tape, norms
 from core.ranks import ALONE, Alone, Ranks
 from core.trainer import Recipe, TrainingError
 from tests.core.made import photo, refused, save, small
@@ -227,16 +227,16 @@ def with_another_rate(joined: Alone, recipe: Recipe) -> list[float]:
 
 
 def with_a_broken_loss(joined: Alone, recipe: Recipe) -> list[float]:
-    class Broken(L1):
+    class Broken(LogMSE):
         def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
             return torch.tensor(math.nan)
 
-    before = trainer.L1
-    trainer.L1 = Broken if joined.rank else L1  # type: ignore[misc]
+    before = trainer.LogMSE
+    trainer.LogMSE = Broken if joined.rank else LogMSE  # type: ignore[misc]
     try:
         return losses(joined, recipe)
     finally:
-        trainer.L1 = before  # type: ignore[misc]
+        trainer.LogMSE = before  # type: ignore[misc]
 
 
 # What the ranks tell each other.

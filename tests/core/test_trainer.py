@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import DataError, Denoiser, DeviceError, WeightsError, kernels, metrics, networks, noise, trainer, weights
-from core.nn import L1
+from core.nn import LogMSE
 from core.trainer import Progress, Recipe, TrainingError
 from tests.core.made import flat, photo, refused, save, small
 
@@ -71,10 +71,10 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def breaking_at(step: int, value: float) -> type[L1]:
-    """An L1 whose loss is `value` at the call of that number, counted from 0."""
+def breaking_at(step: int, value: float) -> type[LogMSE]:
+    """A LogMSE whose loss is `value` at the call of that number, counted from 0."""
 
-    class Breaking(L1):
+    class Breaking(LogMSE):
         calls = 0
 
         def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
             "steps": "2 of 2",
             "pixels": 2 * 2 * 16 * 16,
             "batch": "2 of 16x16",
-            "loss": "L1",
+            "loss": "LogMSE",
             "optimiser": "Muon 0.001, warm-up over 2 steps, linear decay, moving average 0.999, derivatives clipped to 0.3",
             "noise": "Gaussian, sigma 0 to 55 in 8-bit steps, uniform",
             "started from": "random weights",
@@ -194,7 +194,7 @@ class TestOnASmallNetwork:
         it = recipe(evaluate_every=2)
         run_until(2, it)
         before = contents(it.out.parent)
-        monkeypatch.setattr(trainer, "L1", breaking_at(1, value))
+        monkeypatch.setattr(trainer, "LogMSE", breaking_at(1, value))
         told: list[Progress] = []
         message = f"the loss is {value} at step 3: lower lr (=0.001) and start from {it.out} (initial), which holds the weights of step 2"
         with refused(TrainingError, message):
@@ -203,7 +203,7 @@ class TestOnASmallNetwork:
         assert contents(it.out.parent) == before
 
     def test_a_first_loss_that_is_no_number_leaves_no_file(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(trainer, "L1", breaking_at(0, math.nan))
+        monkeypatch.setattr(trainer, "LogMSE", breaking_at(0, math.nan))
         with refused(TrainingError, "the loss is nan at step 0: lower lr (=0.001) and start anew: nothing was saved yet"):
             run(recipe())
         assert not recipe().out.parent.exists()
@@ -212,11 +212,11 @@ class TestOnASmallNetwork:
         run_until(2, recipe())
         before = contents(recipe().out.parent)
 
-        class Breaking(L1):
+        class Breaking(LogMSE):
             def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
                 return super().backward(prediction, target) * math.nan
 
-        monkeypatch.setattr(trainer, "L1", Breaking)
+        monkeypatch.setattr(trainer, "LogMSE", Breaking)
         told: list[Progress] = []
         with pytest.raises(TrainingError, match=r"^a weight is NaN or infinite at step 3: lower lr .* the weights of step 2\Z"):
             trainer.train(recipe(), told.append, lambda: True, resume=True)

@@ -20,7 +20,7 @@ def torch_charbonnier(epsilon: float, prediction: Tensor, target: Tensor) -> Ten
 
 
 def torch_log_mse(floor: float, prediction: Tensor, target: Tensor) -> Tensor:
-    return torch.stack([0.01 * torch.log(F.mse_loss(p, t) + floor**2) for p, t in zip(prediction, target, strict=True)]).mean()
+    return torch.stack([0.01 * torch.log(F.mse_loss(p, t) / floor**2 + 1) for p, t in zip(prediction, target, strict=True)]).mean()
 
 
 LOSSES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -103,7 +103,7 @@ def test_log_mse_tells_the_mean_psnr() -> None:
     target = torch.zeros(2, 8, 8, 3, dtype=torch.float64)
     prediction = target + torch.tensor([0.1, 0.01], dtype=torch.float64).view(2, 1, 1, 1)
     value = LogMSE(floor=1e-9).forward(prediction, target).item()
-    assert -value / LogMSE.FACTOR * 10 / math.log(10) == pytest.approx(30)
+    assert -10 / math.log(10) * (value / LogMSE.FACTOR + 2 * math.log(1e-9)) == pytest.approx(30)
 
 
 class TestCensored:
