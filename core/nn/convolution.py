@@ -83,7 +83,18 @@ def convolve(
         )
     if packs is not None and mask is None and not any(crop) and factors in (torch.float32, torch.bfloat16):
         return _by_strips(
-            _ring(x), weight, bias, stride, border, factors, yields or x.dtype, scale, [*map(_ring, addends)], relu, packs, out
+            _ring(x),
+            weight,
+            bias,
+            stride,
+            border,
+            factors=factors,
+            yields=yields or x.dtype,
+            scale=scale,
+            addends=[*map(_ring, addends)],
+            relu=relu,
+            packs=packs,
+            out=out,
         )
     x = x.rows() if isinstance(x, Ring) else x
     y = products.convolve(x, weight.to(factors), None if bias is None else bias.to(factors), stride, border)
@@ -108,6 +119,7 @@ def _by_strips(
     bias: Tensor | None,
     stride: Pair,
     border: Border,
+    *,
     factors: torch.dtype,
     yields: torch.dtype,
     scale: Pair,
