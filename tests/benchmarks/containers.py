@@ -29,14 +29,17 @@ from tests.benchmarks.replicas import ENDED, GREY
 
 
 class Container:
-    """One of the image, on this machine's network and with a folder as its /data."""
+    """One of the image, on this machine's network, that shares a folder with the others.
+
+    Not as /data: buildah puts the image's own volume over what is mounted there.
+    """
 
     def __init__(self, image: str, role: list[str], data: Path, environment: dict[str, str]) -> None:
         self.port = free_port()
         self._name = subprocess.run(["buildah", "from", "--pull-never", image], check=True, capture_output=True, text=True).stdout.strip()
         given = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         given += ["--env", f"CLEARFOLD_PORT={self.port}"]
-        command = ["buildah", "run", "--isolation=chroot", "-v", f"{data}:/data", *given, self._name]
+        command = ["buildah", "run", "--isolation=chroot", "-v", f"{data}:/shared", *given, self._name]
         self.log = (data.parent / f"{role[1]}.log").open("wb")
         role = [word.replace("PORT", str(self.port)) for word in role]
         self.began = time.monotonic()
@@ -61,6 +64,12 @@ class Container:
         self.log.close()
         subprocess.run(["buildah", "rm", self._name], stdout=subprocess.DEVNULL)
 
+    def has_ended_well(self) -> bool:
+        """uvicorn ends as if by the signal that it has heeded; of that, buildah tells in words alone."""
+        if self.process.returncode == 1:
+            return "subprocess exited on terminated" in Path(self.log.name).read_text()
+        return self.process.returncode == 0
+
     def _inside(self) -> list[int]:
         """The role's own process, which is to be told: buildah hands no signal on."""
         found = []
@@ -82,6 +91,7 @@ def roles(image: str) -> dict[str, Any]:
         environment = {
             "CLEARFOLD_JOBS_URL": stack.enter_context(postgres()).url,
             "CLEARFOLD_API_KEYS": f"{entry}:denoise+train+admin",
+            "CLEARFOLD_TRAIN_DIR": "/shared",
             "CLEARFOLD_DEVICE": "cpu",
             "OMP_NUM_THREADS": "1",
         }
@@ -115,7 +125,7 @@ def roles(image: str) -> dict[str, Any]:
         }  # fmt: skip
         for name, container in (("replica", replica), ("worker", worker)):
             container.stop()
-            if container.process.returncode not in (0, 128 + signal.SIGTERM):  # uvicorn ends as if by the signal that it has heeded
+            if not container.has_ended_well():
                 wrong.append(f"the {name} ended with {container.process.returncode} when it was told to")
         return told | {"wrong": wrong}
 
