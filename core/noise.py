@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,9 @@ COLOUR_SMOOTHING = (0.0, 4.0)
 SHARPENING = (0.0, 0.5)
 """How much of what a blur of one pixel takes away is put on top, along rows and then columns, in every second picture."""
 JPEG_QUALITY = (60, 100)
-"""In three pictures of four, with colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
+"""With colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
+COMPRESSED = (0.75, 0.3)
+"""The share of pictures that are compressed, and then again, as what was cropped or turned is saved anew: blocks begin anywhere."""
 
 ENLARGED = 0.5
 """The share of clean pictures that are enlarged before a camera's noise is put on. A camera's picture, at full size, shows little in a
@@ -90,9 +92,11 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
     added = _reduced(added, 1 + 3 * between(*COLOUR_MATRIX), lightness, colours, share(0.5) * between(*SHARPENING), between(0, 1))
     developed = (light + added).clamp_(0, 1).pow_(1 / GAMMA) - light.sub_(added).clamp_(0, 1).pow_(1 / GAMMA)
     steps = developed.movedim(1, 3).mul_(0.5).add_(clean).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
-    quality, halved = between(*JPEG_QUALITY).round_().flatten().tolist(), share(0.5).flatten().tolist()
-    for i in share(0.75).flatten().nonzero().flatten().tolist():
-        steps[i] = _through_jpeg(steps[i], int(quality[i]), subsampling=2 if halved[i] else 0)
+    for often in COMPRESSED:
+        quality, halved = between(*JPEG_QUALITY).round_().flatten().tolist(), share(0.5).flatten().tolist()
+        places = torch.randint(16, (N, 2), generator=generator).tolist()
+        for i in share(often).flatten().nonzero().flatten().tolist():
+            steps[i] = _through_jpeg(steps[i], int(quality[i]), 2 if halved[i] else 0, places[i])
     return steps.float().div_(255)
 
 
@@ -211,11 +215,12 @@ def _smoothers(size: int, lightness: Tensor, colours: Tensor, sharpening: Tensor
     return torch.cat((weights, weights), 2).unfold(2, size, 1)[:, :, 1:].flip(2)
 
 
-def _through_jpeg(steps: Tensor, quality: int, subsampling: int) -> Tensor:
-    """(H, W, 3) uint8 -> the same, as JPEG leaves it."""
+def _through_jpeg(steps: Tensor, quality: int, subsampling: int, place: Sequence[int]) -> Tensor:
+    """(H, W, 3) uint8 -> the same, as JPEG leaves it, one of whose blocks, of 8 or, with colours at half resolution, 16, begins at `place`."""
+    down, across = place
     file = io.BytesIO()
-    Image.fromarray(steps.numpy()).save(file, "JPEG", quality=quality, subsampling=subsampling)
-    return torch.from_numpy(np.array(Image.open(file)))
+    Image.fromarray(steps.roll((-down, -across), (0, 1)).numpy()).save(file, "JPEG", quality=quality, subsampling=subsampling)
+    return torch.from_numpy(np.array(Image.open(file))).roll((down, across), (0, 1))
 
 
 DIMENSIONS = 80

@@ -145,6 +145,32 @@ class TestPhotographic:
         assert ratio.log().mean() > 0.5
 
 
+class TestJpeg:
+    @pytest.mark.parametrize("place", [(0, 0), (3, 5), (7, 1)])
+    def test_blocks_begin_where_they_are_told_to(self, place: tuple[int, int], generator: torch.Generator) -> None:
+        rough = (127 + 30 * torch.randn(64, 64, 1, generator=generator)).round().clamp(0, 255).to(torch.uint8).expand(64, 64, 3)
+        left = noise._through_jpeg(rough, 5, 0, place)[..., 0].float()  # in each block, little but its mean
+        for axis, begin in enumerate(place):
+            jumps = left.diff(dim=axis).abs().mean(1 - axis)
+            at_edges = torch.tensor([(i + 1) % 8 == begin for i in range(63)])
+            assert jumps[at_edges].min() > 1.5 * jumps[~at_edges].mean()
+
+    def test_pictures_are_compressed_once_and_some_again(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[int, ...]] = []
+
+        def through(steps: Tensor, quality: int, subsampling: int, place: list[int]) -> Tensor:
+            seen.append((quality, subsampling, *place))
+            return steps
+
+        monkeypatch.setattr(noise, "_through_jpeg", through)
+        noise.add_photographic(photo(16, 16).expand(200, -1, -1, -1), generator)
+        assert 180 <= len(seen) <= 240
+        qualities, samplings, down, across = zip(*seen, strict=True)
+        assert 60 <= min(qualities) < 64 < 96 < max(qualities) <= 100
+        assert set(samplings) == {0, 2}
+        assert set(down) == set(across) == set(range(16))
+
+
 class TestSoften:
     def test_some_pictures_are_blurred_and_the_others_left(self, generator: torch.Generator) -> None:
         point = torch.zeros(60, 21, 25, 3)
