@@ -216,7 +216,7 @@ def _smoothers(size: int, lightness: Tensor, colours: Tensor, sharpening: Tensor
 
 
 def _through_jpeg(steps: Tensor, quality: int, subsampling: int, place: Sequence[int]) -> Tensor:
-    """(H, W, 3) uint8 -> the same, as JPEG leaves it, one of whose blocks, of 8 or, with colours at half resolution, 16, begins at `place`."""
+    """(H, W, 3) uint8 -> the same, as JPEG leaves it; a block, 8 or, with colours at half resolution, 16 wide, begins at `place`."""
     down, across = place
     file = io.BytesIO()
     Image.fromarray(steps.roll((-down, -across), (0, 1)).numpy()).save(file, "JPEG", quality=quality, subsampling=subsampling)
