@@ -59,6 +59,7 @@ def main() -> None:
                 row = {"format": kind, "by": by, "megapixels": round(megapixels, 1), "megabytes": round(path.stat().st_size / 1e6)}
                 rows.append(row | {"seconds": round(seconds, 1), "most_megabytes": round(most / 1e6)})
                 table.add_row(*map(str, rows[-1].values()))
+                print(*rows[-1].values(), file=sys.stderr, flush=True)
             path.unlink()
     if chosen.json:
         print(json.dumps(rows))

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from core import Cancelled, images
+from core import Cancelled, decoding, images
 from core import metadata as blocks
 from core.images import FORMATS, ImageError, Limits, Picture
 from core.metadata import Metadata
@@ -704,6 +704,14 @@ def test_parts_are_counted() -> None:
         "the png picture has more than 65536 parts: save it anew"
     )
     assert refusal(b"\xff\xd8" + b"\xff\xfe\0\2" * 66_000) == "the jpeg picture has more than 65536 parts: save it anew"
+
+
+def test_as_many_parts_as_a_large_picture_has_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = noise(width=200, height=300)
+    data = images.write(images.read(encoded(source)), "png")
+    assert data.count(b"IDAT") > 20
+    monkeypatch.setattr(decoding, "MAX_PARTS", 4)
+    assert np.array_equal(images.read(data).samples, np.asarray(source))
 
 
 def test_decoding_has_a_time_limit_and_can_be_given_up() -> None:
