@@ -133,6 +133,18 @@ def test_pixels_are_the_files_samples_over_255(mode: str) -> None:
         assert came.alpha is None
 
 
+def test_what_webp_cannot_hold_with_loss_is_written_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    came, saved = images.read(encoded(noise())), images._saved
+
+    def overflowing(image: Image.Image, format: str, **options: Any) -> bytes:
+        if not options.get("lossless"):
+            raise ValueError("encoding error 6")
+        return saved(image, format, **options)
+
+    monkeypatch.setattr(images, "_saved", overflowing)
+    assert np.array_equal(np.asarray(decoded(images.write(came, "webp", quality=80))), came.samples)
+
+
 def test_a_large_png_is_put_together_on_disk_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     came = images.read(encoded(noise("RGBA"), exif=exif(1), icc_profile=SRGB))
     inside = images.write(came)
