@@ -85,7 +85,9 @@ class Settings(BaseSettings):
     max_decode_seconds_per_megapixel: PositiveFloat = Field(
         default=0.5, description="Most of a processor's time to decode a frame, beside one second."
     )
-    max_decode_bytes: PositiveInt = Field(default=256 * MIB, description="Most memory to decode a frame, beside 32 bytes a pixel.")
+    max_decode_bytes: PositiveInt = Field(
+        default=256 * MIB, description="Most memory to decode a frame, beside 32 bytes a pixel and three times the file."
+    )
     max_silence_seconds: PositiveFloat = Field(
         default=15, description="Longest wait for the next bytes of a request, or for a client to take some."
     )

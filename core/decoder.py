@@ -43,6 +43,8 @@ OPENING_SECONDS = 1.0
 """Of the processor, for a header, and for the first megapixel's fraction of a frame."""
 BYTES_A_PIXEL = 32
 """Of memory, for a frame: the decoder's planes, 16 bits each, twice over, and what is made of them."""
+FILE_COPIES = 3
+"""Of memory beside that, for a file: what is kept of it, and libvips' own copy, while both are made."""
 THREADS = 4
 """Of decoders that can use more than one."""
 GRACE_SECONDS = 5.0
@@ -152,14 +154,18 @@ def planes(frame: Frame, memory: mmap.mmap) -> tuple[Samples, Samples | None]:
 
 
 @contextmanager
-def bounded(limits: Limits, pixels: int) -> Iterator[None]:
-    """What is done inside ends the process if it takes too long, and fails if it takes too much memory."""
+def bounded(limits: Limits, pixels: int, file_bytes: int = 0) -> Iterator[None]:
+    """What is done inside ends the process if it takes too long, and fails if it takes too much memory.
+
+    Where libvips finds too little for a copy of a file it ends the process, so there must be room for the file whatever its size.
+    """
     signal.setitimer(signal.ITIMER_PROF, OPENING_SECONDS + limits.max_decode_seconds_per_megapixel * pixels / 1e6)
     signal.setitimer(signal.ITIMER_REAL, limits.max_decode_seconds + GRACE_SECONDS)
     now = _data_bytes()
     if now:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (now + limits.max_decode_bytes + BYTES_A_PIXEL * pixels, hard))
+        most = limits.max_decode_bytes + BYTES_A_PIXEL * pixels + FILE_COPIES * file_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (now + most, hard))
     try:
         yield
     except MemoryError as error:
@@ -198,7 +204,7 @@ def serve(line: Line, job: dict[str, Any], file: int | None, kept: Opened | None
             frames = opened.frames(lambda: None)
             for _ in range(opened.count):
                 line.receive()
-                with bounded(limits, opened.width * opened.height):
+                with bounded(limits, opened.width * opened.height, job["size"]):
                     frame, fill = next(frames)
                 _decode(line, frame, fill, limits)
     except ImageError as refusal:
@@ -212,7 +218,7 @@ def _opened(job: dict[str, Any], file: int | None, limits: Limits) -> Opened:
     with mmap.mmap(file, job["size"], access=mmap.ACCESS_READ) as memory:
         data = memory[:]
     os.close(file)
-    with bounded(limits, 0):
+    with bounded(limits, 0, len(data)):
         return decoding.OPENERS[job["open"]](data, limits)
 
 

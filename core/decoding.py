@@ -57,6 +57,7 @@ BACK = {6: 8, 8: 6}
 """The orientation that undoes one; each of the others undoes itself."""
 KINDS = {"uchar": "uint8", "ushort": "uint16", "float": "float32"}
 MAX_PARTS = 1 << 16  # chunks of a PNG, segments of a JPEG: each is looked at, and may be next to nothing
+PART_BYTES = 4096  # a larger part does not count: there are no more of them than the file has room for
 STRIP_BYTES = 1 << 21  # decoded at a time
 
 pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`
@@ -77,7 +78,9 @@ class Limits:
     max_scans: int = 64  # of a progressive JPEG: each one is a pass over the whole picture, for a few bytes of file
     max_decode_seconds: float = 30.0  # for a frame
     max_decode_seconds_per_megapixel: float = 0.5  # of a processor, beside one second; where a process of its own decodes
-    max_decode_bytes: int = 256 << 20  # of memory, beside 32 for each pixel of a frame; where a process of its own decodes
+    max_decode_bytes: int = (
+        256 << 20
+    )  # of memory, beside 32 for each pixel of a frame and 3 for each of the file; where a process of its own decodes
 
 
 DEFAULT_LIMITS = Limits()
@@ -285,12 +288,14 @@ def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
     """The chunks that make pixels, each sum checked; what the others say; how many frames there are. What trails is dropped."""
     whole_file = memoryview(data)  # of which nothing is copied but what is kept, once
     kept, position, kind, found, count = [whole_file[:8]], 8, b"", blocks.Png(), 1
-    for _ in range(MAX_PARTS):
-        if kind == b"IEND":
-            break
+    parts = 0
+    while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
         chunk = whole_file[position : position + length + 12]
         position += length + 12
+        parts += length < PART_BYTES
+        if parts > MAX_PARTS:
+            raise ImageError(f"the png picture has more than {MAX_PARTS} parts: save it anew")
         body = chunk[8:-4]
         whole = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
         frame = kind in (b"acTL", b"fcTL", b"fdAT")
@@ -302,8 +307,6 @@ def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
             kept.append(chunk)
         else:
             found.chunk(kind, bytes(body), whole)
-    if kind != b"IEND":
-        raise ImageError(f"the png picture has more than {MAX_PARTS} parts: save it anew")
     if count < 2:  # a still picture to every reader
         kept = [chunk for chunk in kept if bytes(chunk[4:8]) not in (b"acTL", b"fcTL", b"fdAT")]
     return b"".join(kept), found, count
@@ -429,6 +432,8 @@ def _by_pillow(
                 look()
                 image.seek(number)
                 image.load()
+                if count == 1 and image.fp is not None:
+                    image.fp.close()  # a decoder's own output, whole, which Pillow has taken its pixels from
                 look()
                 shown = int(image.info.get("duration") or 0)
                 mode = ("L" if image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")

@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 STRIP_ROWS = 256  # converted at a time, so that no float copy of a whole picture is made
+WEBP_FAST_PIXELS = 16 << 20  # more, and what WebP keeps of each block at its fastest might not fit: it failed from 40 megapixels on
 SPILLED_BYTES = 64 << 20  # of samples, whose PNG is put together on disk
 
 NO_METADATA = Metadata()
@@ -451,9 +452,14 @@ def _encode_jpeg(samples: Samples, picture: Picture, quality: int, file: BinaryI
 
 
 def _encode_webp(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
-    lossless = quality == 100  # for which the encoder's own quality means effort instead
-    options = blocks.riff_options(picture.metadata)
-    file.write(_saved(_image(samples), "webp", quality=0 if lossless else quality, lossless=lossless, method=0, exact=True, **options))
+    image, options = _image(samples), blocks.riff_options(picture.metadata) | {"format": "webp", "exact": True}
+    if quality < 100:
+        try:
+            file.write(_saved(image, **options, quality=quality, method=0 if image.width * image.height <= WEBP_FAST_PIXELS else 2))
+            return
+        except ValueError:  # the modes of all blocks must fit into 512 KiB, and those of a large picture full of detail may not
+            pass
+    file.write(_saved(image, **options, quality=0, lossless=True, method=0))  # here the encoder's own quality means effort instead
 
 
 def _encode_avif(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:

@@ -59,6 +59,7 @@ def main() -> None:
                 row = {"format": kind, "by": by, "megapixels": round(megapixels, 1), "megabytes": round(path.stat().st_size / 1e6)}
                 rows.append(row | {"seconds": round(seconds, 1), "most_megabytes": round(most / 1e6)})
                 table.add_row(*map(str, rows[-1].values()))
+                print(*rows[-1].values(), file=sys.stderr, flush=True)
             path.unlink()
     if chosen.json:
         print(json.dumps(rows))
@@ -109,10 +110,9 @@ def service(path: Path, folder: Path) -> tuple[float, int]:
         began = time.perf_counter()
         address = running.address + "/denoise?sigma=10&model=gaussian"
         with httpx.stream("POST", address, content=data, timeout=1000) as answer:
-            told = b"" if answer.status_code == 200 else answer.read()
+            assert answer.status_code == 200, answer.read()
             for _ in answer.iter_raw():
                 pass
-        assert answer.status_code == 200, told
         seconds = time.perf_counter() - began
     return seconds, most[0]
 

@@ -147,6 +147,12 @@ def test_a_child_that_eats_memory_is_refused_more(wicked: Decoders) -> None:
     assert same(wicked.read(BMP), images.read(BMP))
 
 
+def test_a_file_may_be_larger_than_the_memory_beside_it(decoders: Decoders) -> None:
+    data = images.write(Picture(torch.randint(256, (2000, 2000, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))), "png")
+    assert len(data) > 10_000_000
+    assert decoders.read(data, Limits(max_decode_bytes=5_000_000)).samples.shape == (2000, 2000, 3)
+
+
 def test_nobody_waits_for_a_picture_that_is_given_up(wicked: Decoders) -> None:
     stack = wicked.open(BMP)
     (child,) = children(wicked)

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from core import Cancelled, images
+from core import Cancelled, decoding, images
 from core import metadata as blocks
 from core.images import FORMATS, ImageError, Limits, Picture
 from core.metadata import Metadata
@@ -131,6 +131,18 @@ def test_pixels_are_the_files_samples_over_255(mode: str) -> None:
         assert torch.equal(came.alpha / 255, samples[..., -1])
     else:
         assert came.alpha is None
+
+
+def test_what_webp_cannot_hold_with_loss_is_written_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    came, saved = images.read(encoded(noise())), images._saved
+
+    def overflowing(image: Image.Image, format: str, **options: Any) -> bytes:
+        if not options.get("lossless"):
+            raise ValueError("encoding error 6")
+        return saved(image, format, **options)
+
+    monkeypatch.setattr(images, "_saved", overflowing)
+    assert np.array_equal(np.asarray(decoded(images.write(came, "webp", quality=80))), came.samples)
 
 
 def test_a_large_png_is_put_together_on_disk_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -704,6 +716,14 @@ def test_parts_are_counted() -> None:
         "the png picture has more than 65536 parts: save it anew"
     )
     assert refusal(b"\xff\xd8" + b"\xff\xfe\0\2" * 66_000) == "the jpeg picture has more than 65536 parts: save it anew"
+
+
+def test_as_many_parts_as_a_large_picture_has_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = noise(width=200, height=300)
+    data = images.write(images.read(encoded(source)), "png")
+    assert data.count(b"IDAT") > 20
+    monkeypatch.setattr(decoding, "MAX_PARTS", 4)
+    assert np.array_equal(images.read(data).samples, np.asarray(source))
 
 
 def test_decoding_has_a_time_limit_and_can_be_given_up() -> None:
