@@ -27,6 +27,8 @@ from core.networks import MULTIPLE, correct, multiply_adds, unet
 from core.nn import LogMSE, Module, Muon, Tape, clip
 from core.ranks import ALONE, Alone, Failed, Lost
 
+GRAIN = 6 / 255
+"""What photographs are taken to hold at most of grain and of JPEG's traces, where a recipe's `cleaner` is to clean them of it."""
 ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
 """What of a recipe may differ where, or when, the same run goes on."""
 
@@ -38,7 +40,8 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class Recipe:
     """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
-    in place of Gaussian noise (see `core.noise`), both of method "clean" alone; sizes are in pixels, times in seconds.
+    in place of Gaussian noise (see `core.noise`), `cleaner` the weights that first rid the photographs of their own grain, all of method
+    "clean" alone; sizes are in pixels, times in seconds.
     """
 
     data: tuple[Path, ...]
@@ -55,6 +58,7 @@ class Recipe:
     clip: float = 0.3
     seed: int = 0
     initial: Path | None = None
+    cleaner: Path | None = None
     validation: Path | None = None
     evaluate_every: int = 500
     checkpoint_seconds: float = 180.0
@@ -66,6 +70,8 @@ class Recipe:
             raise TrainingError(f"method (={self.method}) must be one of {', '.join(methods.METHODS)}")
         if self.method != "clean" and self.validation is not None:
             raise TrainingError(f'validation (={self.validation}) is for method "clean": {self.method} holds out some of its own pictures')
+        if self.method != "clean" and self.cleaner is not None:
+            raise TrainingError(f'cleaner (={self.cleaner}) is for method "clean": {self.method} learns from noisy pictures as they are')
         for name in ("steps", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} (={getattr(self, name)}) must be at least 1")
@@ -135,7 +141,8 @@ def train(
     run: _Run | None = None
     try:
         ranks.agree(lambda: recipe.divide(ranks.size))
-        source = ranks.agree(lambda: _source(recipe))
+        cleaner = None if recipe.cleaner is None else _for_inference(weights.load(recipe.cleaner)[0], factors, device)
+        source = ranks.agree(lambda: _source(recipe, cleaner))
         _same(ranks, recipe)
         resume = ranks.told(str(resume))[0] == "True"
         parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
@@ -313,6 +320,7 @@ class _Run:
                 "optimiser": f"Muon {recipe.lr:g}, warm-up over {recipe.warm_up} steps, linear decay, moving average {recipe.average}, "
                 f"derivatives clipped to {recipe.clip:g}",
                 "noise": source.levels,
+                **({"cleaned by": f"{recipe.cleaner.name}, told {GRAIN * 255:g} in 8-bit steps"} if recipe.cleaner else {}),
                 "started from": recipe.initial.name if recipe.initial else "random weights",
                 "seed": recipe.seed,
             },
@@ -396,11 +404,11 @@ class _Clean:
     margin = 0.0
     note = "The pictures were taken as free of noise; the model is for the noise that was put on them."
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, cleaner: methods.Denoise | None) -> None:
         # Every patch counts alike, however much noise it got; L1 would heed the noisiest most, and darken them (by 0.2 steps at sigma 50).
         self.loss: methods.Loss = LogMSE()
         self.recipe = recipe
-        self.pictures, self.validation = _pictures(recipe)
+        self.pictures, self.validation = _pictures(recipe, cleaner)
         low, high = recipe.sigma
         self.level = 25 / 255 if low <= 25 / 255 <= high else (low + high) / 2
         self.blind = recipe.photographic > 0
@@ -442,17 +450,17 @@ class _Clean:
         return noisy, noise.level_of(noisy - clean)
 
 
-def _source(recipe: Recipe) -> methods.Source:
+def _source(recipe: Recipe, cleaner: methods.Denoise | None) -> methods.Source:
     blind = recipe.initial is not None and bool(weights.load(recipe.initial)[1].get("blind"))  # the level that its parent is used to
     if recipe.method == "pairs":
         return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, blind)
     if recipe.method == "noisy":
         ramp = recipe.initial is None  # at first it knows no picture whose neighbours could be compared
         return methods.Neighbours(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, ramp, blind)
-    return _Clean(recipe)
+    return _Clean(recipe, cleaner)
 
 
-def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
+def _pictures(recipe: Recipe, cleaner: methods.Denoise | None = None) -> tuple[data.Photographs, list[Tensor]]:
     """The training pictures, and at most 12 to validate on: of the validation folder, or else one in eight held out, 8 at most."""
     paths = data.find(recipe.data)
     if recipe.validation is not None:
@@ -469,8 +477,17 @@ def _pictures(recipe: Recipe) -> tuple[data.Photographs, list[Tensor]]:
             raise data.DataError(f"{folders}: two pictures are needed at least, one to train on and one to validate on")
         # What looks like a camera's noise on the clean side, a blind network would learn to keep: such pictures are shrunk.
         halved_from = 2 * recipe.patch if recipe.photographic else math.inf
-        training = data.Photographs(list(readers.map(lambda path: data.read(path, halved_from), paths)), recipe.patch)
-    return training, validation
+        training = list(readers.map(lambda path: data.read(path, halved_from), paths))
+    if cleaner is not None:
+        training = [_cleaned(picture, cleaner) for picture in training]
+    return data.Photographs(training, recipe.patch), validation
+
+
+def _cleaned(picture: Tensor, cleaner: methods.Denoise) -> Tensor:
+    """(H, W, 3) uint8 -> the same, cut to the size the network takes."""
+    if min(picture.shape[:2]) < MULTIPLE:
+        return picture
+    return cleaner(_whole(picture)[None], GRAIN)[0].clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _whole(picture: Tensor) -> Tensor:

@@ -385,6 +385,23 @@ class TestOnASmallNetwork:
         assert [tuple(picture.shape) for picture in validation] == [(16, 24, 3)]
         torch.testing.assert_close(validation[0], photo(21, 30)[:16, :24], atol=0.51 / 255, rtol=0)
 
+    def test_a_cleaner_rids_the_training_pictures_of_their_grain_and_no_other(self, recipe: Make, photos: Path) -> None:
+        def cleaner(noisy: Tensor, level: Tensor | float) -> Tensor:
+            assert level == trainer.GRAIN
+            return 2 * noisy - 1  # some of it outside of [0, 1]
+
+        (before, held), (after, still_held) = (trainer._pictures(recipe(data=(photos,)), by) for by in (None, cleaner))
+        assert len(after.pictures) == 3
+        for grainy, clean in zip(before.pictures, after.pictures, strict=True):
+            H, W = (size // 8 * 8 for size in grainy.shape[:2])
+            torch.testing.assert_close(clean.float(), (2 * grainy[:H, :W].float() - 255).clamp(0, 255))
+        assert all(torch.equal(one, other) for one, other in zip(held, still_held, strict=True))
+
+    def test_the_cleaners_weights_are_in_the_card(self, recipe: Make, tmp_path: Path) -> None:
+        run(first := recipe(out=tmp_path / "first.safetensors", steps=1))
+        run(second := recipe(steps=1, cleaner=first.out))
+        assert weights.load(second.out)[1]["recipe"]["cleaned by"] == "first.safetensors, told 6 in 8-bit steps"
+
     @pytest.mark.parametrize("count", [0, 1])
     def test_two_pictures_are_needed(self, recipe: Make, tmp_path: Path, count: int) -> None:
         (tmp_path / "few").mkdir()
@@ -447,6 +464,8 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
     apart = 'validation (=apart) is for method "clean": pairs holds out some of its own pictures'
     yield {"method": "pairs", "validation": Path("apart")}, apart
+    cleaner = 'cleaner (=w) is for method "clean": noisy learns from noisy pictures as they are'
+    yield {"method": "noisy", "cleaner": Path("w")}, cleaner
     for lr in (0.0, -1.0, math.nan):
         yield {"lr": lr}, f"lr (={lr}) must be above 0: try 1e-3"
     for clip in (0.0, -1.0, math.nan):
