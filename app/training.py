@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,19 +41,8 @@ have seen: of striped noise, 20 pairs gained 2.98 dB in 2000 steps at the full r
 SAMPLE = "sample.png"
 
 
-def give_way() -> None:
-    """This process runs when no other wants to. By niceness alone it would end its turn, 3 ms, whenever a thread of the service wakes.
-
-    Of the calling thread and of those that it starts from now on.
-    """
-    os.nice(NICE)
-    if sys.platform == "linux":
-        with suppress(PermissionError):  # a sandbox's
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def main(folder: Path, seconds: float, device: str = "auto") -> None:
-    give_way()
+    os.nice(NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     parent = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not among the JSON lines
