@@ -115,13 +115,20 @@ def roles(image: str) -> dict[str, Any]:
         id = ordered.json()["id"]
         wait_for(lambda: client.get(f"/train/{id}").json()["status"] in ENDED, "the job", 600)
         job = client.get(f"/train/{id}").json()
-        again = client.post("/denoise", content=GREY)
+
+        def served() -> str:
+            return client.post("/denoise", content=GREY).headers.get("X-Clearfold-Model", "")
+
+        until = time.monotonic() + 5  # so long may another process's change of the default take to arrive
+        while served() != "mine" and time.monotonic() < until:
+            time.sleep(0.2)
+        then = served()
         wrong = [] if job["status"] == "done" else [f"the job is {job['status']}: {job['reason']}"]
-        if again.headers.get("X-Clearfold-Model") != "mine":
-            wrong.append(f"its model is not the default: {again.headers.get('X-Clearfold-Model')}")
+        if then != "mine":
+            wrong.append(f"its model is not the default: {then}")
         told = {
             "image": image, "seconds until ready": ready, "denoised by": denoised.headers["X-Clearfold-Model"],
-            "then by": again.headers.get("X-Clearfold-Model"), "job": job["status"],
+            "then by": then, "job": job["status"],
         }  # fmt: skip
         for name, container in (("replica", replica), ("worker", worker)):
             container.stop()

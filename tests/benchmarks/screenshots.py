@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks.screenshots PHOTO PHOTO ...`: the README's pictures of the page, with the shipped weights.
 
-The first photograph is denoised, the others are trained from; all get noise first. Name photographs that everybody may show. Needs
-chromium and `pip install '.[test]'`.
+The first photograph is denoised, the others are trained from; the first gets white noise, the others photons' and stripes. Name photographs
+that everybody may show. Needs chromium and `pip install '.[test]'`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,35 @@ import argparse
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from torch import Tensor
 
-from core import data, images, noise
+from core import data, images
+from tests.benchmarks.methods import gaussian, stripes
 from tests.benchmarks.service import serving
 
+Noise = Callable[[Tensor, torch.Generator], Tensor]
 BESIDE = Path(__file__).parents[1] / "app"
 SIDE = 560
 """Of the pictures that are trained from: like a camera's crops."""
 
 
-def noisy(path: Path, longest: int, sigma: float) -> bytes:
-    """A PNG of the photograph, shrunk to `longest` pixels, with noise of that deviation in 8-bit steps."""
+def noisy(path: Path, longest: int, put_on: Noise) -> bytes:
+    """A PNG of the photograph, shrunk to `longest` pixels, with noise."""
     photo = Image.open(path).convert("RGB")
     photo.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(photo.height, photo.width, 3) / 255
-    return images.write(images.Picture(noise.add_gaussian(pixels, sigma / 255, data.generator_of(0, 0)).clamp(0, 1), format="png"))
+    return images.write(images.Picture(put_on(pixels, data.generator_of(0, 0)).clamp(0, 1), format="png"))
 
 
-def sent(paths: list[Path], longest: int, sigma: float) -> list[dict[str, object]]:
-    return [{"name": f"{path.stem}.png", "mimeType": "image/png", "buffer": noisy(path, longest, sigma)} for path in paths]
+def sent(paths: list[Path], longest: int, put_on: Noise) -> list[dict[str, object]]:
+    return [{"name": f"{path.stem}.png", "mimeType": "image/png", "buffer": noisy(path, longest, put_on)} for path in paths]
 
 
 def shoot(page: Page, name: str) -> None:
@@ -56,7 +59,7 @@ def opened(address: str, height: int) -> Iterator[Page]:
 
 def denoised(address: str, photo: Path) -> None:
     with opened(address, 680) as page:
-        page.locator("input[type=file]").first.set_input_files(sent([photo], 1200, 25))  # type: ignore[arg-type]
+        page.locator("input[type=file]").first.set_input_files(sent([photo], 1200, gaussian))  # type: ignore[arg-type]
         page.locator("button.main").first.click()
         expect(page.get_by_role("button", name="Download", exact=True)).to_be_enabled()
         page.wait_for_timeout(1000)
@@ -65,7 +68,7 @@ def denoised(address: str, photo: Path) -> None:
 
 def trained(address: str, photos: list[Path], steps: int) -> None:
     with opened(f"{address}/#train", 860) as page:
-        page.locator(".make input[type=file]").first.set_input_files(sent(photos, SIDE, 30))  # type: ignore[arg-type]
+        page.locator(".make input[type=file]").first.set_input_files(sent(photos, SIDE, stripes))  # type: ignore[arg-type]
         page.get_by_label("Name").fill("my-camera")
         page.get_by_text("More choices").click()
         page.get_by_label("Steps", exact=True).fill(str(steps))
