@@ -59,8 +59,8 @@ def opened(address: str, height: int) -> Iterator[Page]:
 
 def denoised(address: str, photo: Path) -> None:
     with opened(address, 680) as page:
-        page.locator("input[type=file]").first.set_input_files(sent([photo], 1200, gaussian))  # type: ignore[arg-type]
-        page.locator("button.main").first.click()
+        page.locator(".desk input[type=file]:not([capture])").set_input_files(sent([photo], 1200, gaussian))  # type: ignore[arg-type]
+        page.get_by_role("button", name="Denoise whole picture").click()
         expect(page.get_by_role("button", name="Download", exact=True)).to_be_enabled()
         page.wait_for_timeout(1000)
         shoot(page, "page")
