@@ -155,9 +155,7 @@ class Format:
     suffixes: tuple[str, ...]  # the first is the one to write
     magic: re.Pattern[bytes]  # matched at the first byte
     open: Opener
-    encode: Callable[
-        [Samples, Picture, int, BinaryIO], None
-    ]  # of at most `depth` bits, whose metadata fits; quality 1 to 100; an empty file
+    encode: Callable[[Samples, Picture, int, BinaryIO], None]  # at most `depth` bits, metadata that fits; quality 1 to 100; a file
     max_side: int  # of the encoder
     alpha: bool = True
     depth: int = 8  # bits a sample it holds at most

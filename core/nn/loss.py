@@ -1,5 +1,7 @@
-"""Losses: a number to make small, and its derivative by the prediction. Means are over every element, in float64, where
-the order of sums can't be seen in the six digits that are read."""
+"""Losses: a number to make small, and its derivative by the prediction.
+
+Means are over every element, in float64, where the order of sums can't be seen in the six digits that are read.
+"""
 
 from __future__ import annotations
 
