@@ -30,6 +30,14 @@ SMOOTHING = (0.0, 2.5)
 """Deviation in pixels of the blur of the noise's lightness: from none, by way of demosaicing, to an enlargement by four."""
 COLOUR_SMOOTHING = (0.0, 4.0)
 """The same of its colours, in addition: cameras smooth them more, since eyes see less of it."""
+SPARED = (0.25, 1.0)
+"""What noise reduction leaves in flat parts, as a share of what it leaves in texture: it averages where a picture is even and spares what
+varies (Tomasi, Manduchi, "Bilateral filtering", ICCV 1998). On every eighth pair of PolyU, deviations in the busiest quarter of a
+picture were 1.2 to 4 times those of the calmest at the same brightness, and the noise was as blotchy in both."""
+VARYING = (2 / 255, 16 / 255)
+"""The deviation of a scene's lightness at which half of that is spared, uniform in its logarithm."""
+VICINITY = 2.0
+"""Deviation in pixels of the window in which that is measured."""
 SHARPENING = (0.0, 0.5)
 """How much of what a blur of one pixel takes away is put on top, along rows and then columns, in every second picture."""
 JPEG_QUALITY = (60, 100)
@@ -68,9 +76,10 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
     """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
 
     In the order in which light takes it: linear light; the sensor's photon and read noise on a Bayer mosaic (Foi et al. 2008); white
-    balance; demosaicing; colour matrix; noise reduction and sharpening; gamma; 8 bits; JPEG. Every step up to gamma is linear, so the noise
-    alone passes through them and is added to the picture: no detail is lost to the mosaic that a denoiser would then have to invent. Of
-    what gamma makes of the noise, only the part that turns its sign with it is taken, so that a denoiser has no brightness to change.
+    balance; demosaicing; colour matrix; noise reduction, which spares texture, and sharpening; gamma; 8 bits; JPEG. Every step up to gamma
+    is linear, so the noise alone passes through them and is added to the picture: no detail is lost to the mosaic that a denoiser would
+    then have to invent. Of what gamma makes of the noise, only the part that turns its sign with it is taken, so that a denoiser has no
+    brightness to change.
     """
     N, H, W, _ = clean.shape
 
@@ -90,6 +99,7 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
     smoothed = share(SMOOTHED)
     lightness, colours = smoothed * between(*SMOOTHING), smoothed * between(*COLOUR_SMOOTHING)
     added = _reduced(added, 1 + 3 * between(*COLOUR_MATRIX), lightness, colours, share(0.5) * between(*SHARPENING), between(0, 1))
+    added *= torch.where(smoothed, _spared(clean, between(*SPARED), between(*map(math.log, VARYING)).exp_()), 1.0)
     developed = (light + added).clamp_(0, 1).pow_(1 / GAMMA) - light.sub_(added).clamp_(0, 1).pow_(1 / GAMMA)
     steps = developed.movedim(1, 3).mul_(0.5).add_(clean).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
     for often in COMPRESSED:
@@ -192,6 +202,16 @@ def _reduced(added: Tensor, saturation: Tensor, lightness: Tensor, colours: Tens
     smooth *= (_power(planes) / _power(smooth)) ** (kept / 2)
     grey, colour = smooth[:, :1], smooth[:, 1:]
     return torch.cat((colour[:, :1], -colour.sum(1, keepdim=True), colour[:, 1:]), 1).add_(grey)
+
+
+def _spared(clean: Tensor, flat: Tensor, varying: Tensor) -> Tensor:
+    """(N, H, W, 3), (N, 1, 1, 1) twice -> (N, 1, H, W): `flat` where scenes are even, 1 where they vary by far more than `varying`."""
+    _, H, W, _ = clean.shape
+    window, none = torch.full_like(flat, VICINITY), torch.zeros_like(flat)
+    down, across = (_smoothers(size, window, none, none)[:, :1] for size in (H, W))
+    grey = clean.mean(3).unsqueeze(1)
+    variance = (down @ grey.square() @ across).sub_((down @ grey @ across).square_()).clamp_(min=0)
+    return flat + (1 - flat) * variance / (variance + varying.square())
 
 
 def _power(planes: Tensor) -> Tensor:
