@@ -164,7 +164,10 @@ def _denoised(
             used = chosen.estimate(part) if how.level is None and not chosen.blind else how.level
             if reason:
                 reasons.append(f"{chosen.name}, {reason}")
-        done = [noisy if used == 0 or how.strength == 0 else noisy.denoised(chosen(seen, used, how.strength, keep_going))]
+        if used != 0 and how.strength != 0:
+            chosen.over(seen, used, how.strength, keep_going)
+            noisy = noisy.denoised(seen)
+        done = [noisy]
         del noisy, seen, part
         yield done.pop()
 

@@ -110,7 +110,31 @@ class Denoiser:
         through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
-        return self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), band, strip)
+        clean, _ = self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), _empty(pixels), band, strip)
+        return clean
+
+    def over(
+        self,
+        pixels: Tensor,
+        sigma: float | None = None,
+        strength: float = 1.0,
+        keep_going: Callable[[], bool] = lambda: True,
+        band: int = BAND,
+        strip: int | None = None,
+    ) -> float:
+        """Puts the same answer, bit for bit, into the place of `pixels`, float32 or integers on the CPU: a large picture is there once.
+
+        Returns the noise level in [0, 1] image units: the one told, `estimate`'s or, of a blind network, `found`'s. Whatever is raised on
+        the way, even Cancelled, may leave a part of the picture clean and the rest as it was.
+        """
+        _check(pixels)
+        if pixels.device.type != "cpu" or (pixels.is_floating_point() and pixels.dtype != torch.float32):
+            raise ValueError(
+                f"pixels are {pixels.dtype} on {pixels.device}: only float32 and integers on the cpu are written over: "
+                "call the denoiser itself"
+            )
+        _, level = self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), pixels, band, strip)
+        return level
 
     def _denoise(
         self,
@@ -119,23 +143,31 @@ class Denoiser:
         strength: float,
         keep_going: Callable[[], bool],
         grey: bool,
+        out: Tensor,
         band: int = BAND,
         strip: int | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, float]:
+        """`out`, which may be `pixels`, with the answer in it, and the noise level that it was for, or that was found."""
         blind = self.blind and sigma is None
-        level = strength * (1.0 if blind else self.estimate(pixels) if sigma is None and strength else sigma or 0.0)
+        if sigma is None and not blind and strength:
+            sigma = self.estimate(pixels)
+        level = strength * (1.0 if blind else sigma or 0.0)
         if not 0 <= level < math.inf:
             raise ValueError(f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0")
         if level == 0:
-            return pixels.to("cpu", pixels.dtype if pixels.dtype in STEPS else torch.float32, copy=True)
+            return (out if out is pixels else out.copy_(pixels)), sigma or 0.0
         band = max(ALIGNED, band // ALIGNED * ALIGNED)
         with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
             if not blind:
-                return self._by_strips(pixels, level, keep_going, grey, band, strip)
-            clean = self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, share=min(strength, 1.0))
+                self._by_strips(pixels, level, keep_going, grey, band, strip, out)
+                return out, sigma or 0.0
             if strength <= 1:
-                return clean
-            return self._by_strips(clean, noise.UNTOLD, keep_going, grey, band, strip, share=strength - 1)
+                return out, self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, out, share=strength)
+            once = _empty(pixels)
+            self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, once)
+            self._by_strips(once, noise.UNTOLD, keep_going, grey, band, strip, once, share=strength - 1)
+            found = self.found(pixels, once)
+            return (out.copy_(once) if out is pixels else once), found
 
     def found(self, pixels: Tensor, clean: Tensor) -> float:
         """The noise level that a blind network found in `pixels`, by the `clean` ones that it made of them; as `estimate`."""
@@ -167,9 +199,10 @@ class Denoiser:
             seen = Region(across.start, down.start, across.stop - across.start, down.stop - down.start)
             once = self.region(pixels, seen, keep_going=keep_going)
             with torch.no_grad():
-                again = self._by_strips(once, noise.UNTOLD, keep_going, noise.is_grey(pixels), BAND, None, share=strength - 1)
-            return again[rows, columns]
-        return self._denoise(pixels[down, across], sigma, strength, keep_going, noise.is_grey(pixels))[rows, columns]
+                self._by_strips(once, noise.UNTOLD, keep_going, noise.is_grey(pixels), BAND, None, once, share=strength - 1)
+            return once[rows, columns]
+        seen_of = pixels[down, across]
+        return self._denoise(seen_of, sigma, strength, keep_going, noise.is_grey(pixels), _empty(seen_of))[0][rows, columns]
 
     def _around(self, part: slice, size: int) -> tuple[slice, slice]:
         """What of 0..size `part` hangs on, and where it lies in that."""
@@ -182,32 +215,67 @@ class Denoiser:
         return noise.estimate_gaussian(pixels)
 
     def _by_strips(
-        self, pixels: Tensor, level: float, keep_going: Callable[[], bool], grey: bool, band: int, strip: int | None, share: float = 1.0
-    ) -> Tensor:
-        """`pixels` with that `share` of the correction added which the network makes when told `level`."""
-        H, W, C = pixels.shape
+        self,
+        pixels: Tensor,
+        level: float,
+        keep_going: Callable[[], bool],
+        grey: bool,
+        band: int,
+        strip: int | None,
+        out: Tensor,
+        share: float = 1.0,
+    ) -> float:
+        """Puts into `out`, which may be `pixels`, these with that `share` of the correction that the network makes when told `level`.
+
+        Returns the deviation of what was taken away.
+        """
+        H, W, _ = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
         steps = STEPS.get(pixels.dtype)
-        out = torch.empty(H, W, C, dtype=pixels.dtype if steps else torch.float32)
+        squares = 0.0
         if grey and level != noise.UNTOLD:
             level *= self._grey_level
+        before: Tensor | None = None  # columns as they were, in front of a band
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
             height = max(ALIGNED, (strip or fits) // ALIGNED * ALIGNED)
             stream = Stream(self.network, len(rows), len(across), 4)
+            strips = torch.split(rows, height)
+            last = _cut(pixels, strips[-1], across).clone() if out is pixels else None  # goes back over rows that may be written by then
+            after = self._in_front(pixels, x.kept, before) if out is pixels else None
             done = 0
-            for down in torch.split(rows, height):
+            for down in strips:
                 if not keep_going():
                     raise Cancelled("the picture was given up between two strips")
-                seen = _unit(_cut(pixels, down, across).to(self.device)).expand(-1, -1, 3)
+                here = last if last is not None and down is strips[-1] else _cut(pixels, down, across)
+                if before is not None:
+                    here = torch.cat((before[down], here[:, before.shape[1] :]), 1)
+                seen = _unit(here.to(self.device)).expand(-1, -1, 3)
                 for rows_ready in stream.push(with_level(seen[None], level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
                     ready = (ready.mean(2, keepdim=True) if grey else ready).to("cpu", torch.float32)
-                    clean = _unit(pixels[done : done + len(ready), x.kept]).add(ready, alpha=share).clamp_(0, 1)
-                    out[done : done + len(ready), x.kept] = clean.mul_(steps).round_() if steps else clean
+                    place = slice(done, done + len(ready)), x.kept
+                    noisy = _unit(pixels[place])
+                    clean = noisy.add(ready, alpha=share).clamp_(0, 1)
+                    clean = clean.mul_(steps).round_() if steps else clean
+                    if level == noise.UNTOLD:
+                        taken = noisy.sub(clean, alpha=1 / steps if steps else 1)
+                        squares += taken.square_().sum(dtype=torch.float64).item()
+                    out[place] = clean
                     done += len(ready)
-        return out
+            before = after
+        return math.sqrt(squares / pixels.numel())
+
+    def _in_front(self, pixels: Tensor, band: slice, before: Tensor | None) -> Tensor:
+        """What the band behind this one sees of `pixels` that this one writes over, and, if that is narrow, of what was `before` it."""
+        own = pixels[:, max(band.start, band.stop - self._halo) : band.stop].clone()
+        return own if before is None else torch.cat((before, own), 1)[:, -self._halo :]
+
+
+def _empty(pixels: Tensor) -> Tensor:
+    """Where the answer goes that is no picture's place."""
+    return torch.empty(pixels.shape, dtype=pixels.dtype if pixels.dtype in STEPS else torch.float32)
 
 
 def _unit(samples: Tensor) -> Tensor:

@@ -96,11 +96,14 @@ class Picture:
     def visible(self) -> Tensor:
         """(H, W, 1 | 3) uint8, uint16 or float32 in [0, 1], for the denoiser: what is wholly transparent shows the colours beside it.
 
-        So hidden colours do not bleed into those that are seen.
+        So hidden colours do not bleed into those that are seen. Where nothing is hidden and nothing to be scaled these are the picture's
+        own samples, and no copy: whoever writes over them writes over the picture.
         """
         samples = self.samples if self.samples.dtype in STEPS else _unit(self.samples, self.span)
-        if self.alpha is None or self.alpha.ne(0).all() or not self.alpha.ne(0).any():
+        if self.alpha is None or self.alpha.ne(0).all():
             return samples
+        if not self.alpha.any():
+            return samples.clone()
         return torch.from_numpy(_covered(samples.numpy(), self.alpha.numpy() != 0))
 
     def opaque(self, visible: Tensor) -> Tensor:
@@ -114,13 +117,14 @@ class Picture:
         return visible[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
 
     def denoised(self, visible: Tensor) -> Picture:
-        """With what became of `visible`, and under full transparency what was there."""
+        """With what became of `visible`, which is taken over, and under full transparency what was there."""
         clean = self.with_pixels(visible)
-        if self.alpha is None:
+        if self.alpha is None or clean.samples is self.samples:
             return clean
-        hidden = self.alpha.eq(0).unsqueeze(-1)
-        kept = self.samples.to(clean.samples.dtype)
-        return dataclasses.replace(clean, samples=torch.where(hidden, kept, clean.samples))
+        for rows in (slice(top, top + STRIP_ROWS) for top in range(0, len(self.samples), STRIP_ROWS)):
+            hidden = self.alpha[rows].eq(0).unsqueeze(-1)
+            clean.samples[rows] = torch.where(hidden, self.samples[rows].to(clean.samples.dtype), clean.samples[rows])
+        return clean
 
     def cut(self, rows: slice, columns: slice) -> Picture:
         """A part of it, with all that is said of the whole."""

@@ -276,7 +276,9 @@ async def denoise(
     keeps, decoded = wishes.keep and upload.kept is None and kept.fits(stack), list[images.Picture]()
     frames = noted(stack, decoded) if keeps else stack
     cleaned = await workers.run(
-        request, lambda keep_going: _clean(frames, wishes, format, take, keep_going), _pixels(wishes, upload, stack)
+        request,
+        lambda keep_going: _clean(frames, wishes, format, take, keep_going, kept=keeps or upload.kept is not None),
+        _pixels(wishes, upload, stack),
     )
     _count(metrics, stack, cleaned)
     return _respond(cleaned, upload.name, kept.keep(stack, decoded[0], upload.name) if keeps else None)
@@ -306,8 +308,8 @@ def _acceptable(accept: str | None, stack: images.Stack) -> str:
     return types[chosen]
 
 
-def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_going: KeepGoing) -> Cleaned:
-    """A file to a file, frame by frame; runs in a worker's thread."""
+def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_going: KeepGoing, kept: bool = False) -> Cleaned:
+    """A file to a file, frame by frame; runs in a worker's thread. Frames that are not `kept` are written over."""
     seconds = dict.fromkeys(("decode", "denoise", "encode"), 0.0)
     used: list[tuple[float, Denoiser, str]] = []
     dropped: list[str] = []
@@ -334,11 +336,12 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
             return wanted
         level = None if blind else sigma
         if region is None:
-            cleaned = denoiser(seen, level, wishes.strength, keep_going)
+            cleaned = seen.clone() if kept else seen
+            found = denoiser.over(cleaned, level, wishes.strength, keep_going)
         else:
             cleaned = denoiser.region(seen, region, level, wishes.strength, keep_going)
-            seen = seen[region.rows, region.columns]
-        used.append((denoiser.found(seen, cleaned) if sigma is None else sigma, denoiser, reason))
+            found = denoiser.found(seen[region.rows, region.columns], cleaned) if blind else 0.0
+        used.append((found if sigma is None else sigma, denoiser, reason))
         return wanted.denoised(cleaned)
 
     def frames() -> Iterator[images.Picture]:

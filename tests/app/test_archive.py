@@ -69,7 +69,9 @@ def copied(folder: Path, out: Path, how: How, engine: Copying | None = None, giv
     return told, sorted(engine.did)
 
 
-def test_while_an_answer_is_written_neither_the_noisy_picture_nor_its_file_is_held(model: Path) -> None:
+@pytest.mark.parametrize("hides", [True, False])
+def test_while_an_answer_is_written_neither_the_noisy_picture_nor_its_file_is_held(model: Path, hides: bool) -> None:
+    """A picture of which nothing is hidden becomes its answer."""
     held: dict[str, weakref.ref[object]] = {}
 
     class File:
@@ -77,7 +79,9 @@ def test_while_an_answer_is_written_neither_the_noisy_picture_nor_its_file_is_he
 
     def decoded(file: File) -> Iterator[Picture]:
         for number in range(2):
-            noisy = [Picture(torch.rand(12, 20, 3), torch.ones(12, 20))]
+            alpha = torch.ones(12, 20)
+            alpha[3:5] = 0 if hides else 1
+            noisy = [Picture(torch.rand(12, 20, 3), alpha)]
             held.update(noisy=weakref.ref(noisy[0].samples), file=weakref.ref(file))
             if number == 1:
                 del file
@@ -88,8 +92,8 @@ def test_while_an_answer_is_written_neither_the_noisy_picture_nor_its_file_is_he
         return images.Stack("png", 2, 20, 12, 480, lambda keep_going: decoded(file))
 
     denoiser = Denoiser.load(model, "cpu", "float32")
-    for number, _ in enumerate(archive._denoised(stack(), denoiser, How((model,), level=0.1), lambda: True, [])):
-        assert held["noisy"]() is None
+    for number, answer in enumerate(archive._denoised(stack(), denoiser, How((model,), level=0.1), lambda: True, [])):
+        assert held["noisy"]() is (None if hides else answer.samples)
         assert (held["file"]() is None) is (number == 1)
 
 

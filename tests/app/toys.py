@@ -36,9 +36,14 @@ class Toy:
 
     def __call__(self, pixels: Tensor, sigma: float | None, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> Tensor:
         self.asked.append((sigma, strength))
-        if not pixels.is_floating_point():
-            pixels = pixels.float() / torch.iinfo(pixels.dtype).max
-        return pixels if self._work is None else self._work(pixels, sigma, keep_going)
+        steps = 1 if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max
+        seen = pixels / steps
+        clean = seen if self._work is None else self._work(seen, sigma, keep_going)
+        return clean if steps == 1 else clean.mul(steps).round().to(pixels.dtype)
+
+    def over(self, pixels: Tensor, sigma: float | None, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> float:
+        pixels.copy_(self(pixels, sigma, strength, keep_going))
+        return self.found(pixels, pixels) if sigma is None else sigma
 
     def region(self, pixels: Tensor, region: Region, sigma: float | None, strength: float, keep_going: Callable[[], bool]) -> Tensor:
         x, y, width, height = region

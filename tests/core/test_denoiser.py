@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from core import Cancelled, Denoiser, DeviceError, Region, WeightsError, hardware, kernels, networks, noise, weights
+from core.denoiser import STEPS
 from core.nn import Module
 from core.nn.stream import Stream
 from tests.core.made import photo, refused, small
@@ -297,6 +298,34 @@ def test_a_result_may_be_changed_in_place(denoiser: Denoiser) -> None:
     clean = denoiser(photo(8, 8), SIGMA)
     expected = clean * 255
     assert torch.equal(clean.mul_(255), expected)
+
+
+@pytest.mark.parametrize("told", [None, SIGMA])
+@pytest.mark.parametrize("is_blind", [True, False])
+@pytest.mark.parametrize("strength", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_may_be_written_over(
+    generator: torch.Generator, told: float | None, is_blind: bool, strength: float, kind: torch.dtype, channels: int
+) -> None:
+    """In bands narrower than what the network sees beside them, and with rows at the end that the mirror goes back over."""
+    denoiser = Denoiser(small(generator), {"blind": is_blind}, "made", CPU, torch.float32)
+    for height, width in ((61, 150), (65, 40), (1, 1), (9, 200)):
+        noisy = photo(height, width)[..., :channels]
+        noisy = noisy if kind == torch.float32 else noisy.mul(STEPS[kind]).round().to(kind)
+        band = denoiser._halo // 2
+        apart = denoiser(noisy, told, strength, band=band, strip=8)
+        found = denoiser.found(noisy, apart) if is_blind and told is None else denoiser.estimate(noisy) if told is None else told
+        place = noisy.clone()
+        level = denoiser.over(place, told, strength, band=band, strip=8)
+        assert torch.equal(place, apart)
+        assert level == pytest.approx(found if strength or told is not None else 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_only_what_comes_back_as_it_is_may_be_written_over(denoiser: Denoiser, dtype: torch.dtype) -> None:
+    with refused(ValueError, f"pixels are {dtype} on cpu: only float32 and integers on the cpu are written over: call the denoiser itself"):
+        denoiser.over(photo(12, 9).to(dtype), SIGMA)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
