@@ -121,7 +121,7 @@ def denoise(task: Task, how: How, denoiser: "Denoiser | Auto", gate: Gate, keep_
     reasons: list[str] = []
     limits = images.Limits(max_pixels=how.max_pixels, max_total_pixels=max(how.max_pixels, MAX_PIXELS))
     try:
-        stack = images.open(task.source.read_bytes(), limits)
+        stack = images.open(images.bytes_of(task.source), limits)
         with gate.passing(stack.pixels):
             format, count, loop = how.format or stack.format, stack.count, stack.loop
             frames = _denoised(stack, denoiser, how, keep_going, reasons)

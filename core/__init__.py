@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from core import images
     from core.choice import AUTO, Auto
     from core.data import DataError
-    from core.decoders import Decoders
+    from core.decoders import Decoders, PictureFile
     from core.decoding import ImageError
     from core.denoiser import Cancelled, Denoiser, Region
     from core.hardware import DeviceError
@@ -35,6 +35,7 @@ __all__ = [
     "ImageError",
     "KernelError",
     "Picture",
+    "PictureFile",
     "Region",
     "WeightsError",
     "images",
@@ -52,6 +53,7 @@ _PLACES = {
     "ImageError": "decoding",
     "KernelError": "kernels",
     "Picture": "images",
+    "PictureFile": "decoders",
     "Region": "denoiser",
     "WeightsError": "weights",
 }

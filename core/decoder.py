@@ -43,8 +43,10 @@ OPENING_SECONDS = 1.0
 """Of the processor, for a header, and for the first megapixel's fraction of a frame."""
 BYTES_A_PIXEL = 32
 """Of memory, for a frame: the decoder's planes, 16 bits each, twice over, and what is made of them."""
-FILE_COPIES = 3
-"""Of memory beside that, for a file: what is kept of it, and libvips' own copy, while both are made."""
+FILE_COPIES = 1
+"""Of memory beside that, for a file: some decoders, of formats whose files are small, read it whole."""
+SECONDS_A_GIGABYTE = 5.0
+"""Of the processor beside that, to look at a file: the sums of a PNG's parts."""
 THREADS = 4
 """Of decoders that can use more than one."""
 GRACE_SECONDS = 5.0
@@ -159,7 +161,8 @@ def bounded(limits: Limits, pixels: int, file_bytes: int = 0) -> Iterator[None]:
 
     Where libvips finds too little for a copy of a file it ends the process, so there must be room for the file whatever its size.
     """
-    signal.setitimer(signal.ITIMER_PROF, OPENING_SECONDS + limits.max_decode_seconds_per_megapixel * pixels / 1e6)
+    seconds = OPENING_SECONDS + limits.max_decode_seconds_per_megapixel * pixels / 1e6 + SECONDS_A_GIGABYTE * file_bytes / 1e9
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, limits.max_decode_seconds + GRACE_SECONDS)
     now = _data_bytes()
     if now:
@@ -215,8 +218,7 @@ def serve(line: Line, job: dict[str, Any], file: int | None, kept: Opened | None
 def _opened(job: dict[str, Any], file: int | None, limits: Limits) -> Opened:
     if file is None:
         sys.exit("a job came without its file")
-    with mmap.mmap(file, job["size"], access=mmap.ACCESS_READ) as memory:
-        data = memory[:]
+    data = mmap.mmap(file, job["size"], access=mmap.ACCESS_COPY)  # let go of with the last who reads it
     os.close(file)
     with bounded(limits, 0, len(data)):
         return decoding.OPENERS[job["open"]](data, limits)

@@ -25,10 +25,11 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch
 
@@ -46,9 +47,74 @@ ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL",
 """What a child is told of its surroundings: no keys, no addresses."""
 TRIMMED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "8388608"}
 """Large blocks go back to the system as they are freed; small ones would be fetched anew, page by page, for every picture."""
+IN_MEMORY_BYTES = 64 << 20
+"""Of a file; a larger one lies on disk until it is decoded."""
+HEAD_BYTES = 256
+PIECE_BYTES = 1 << 20
 TOO_LATE = (-signal.SIGPROF, -signal.SIGALRM)
 
 _log = logging.getLogger("clearfold")
+
+
+class PictureFile:
+    """A file's bytes, written piece by piece, that children see: in memory or, of more than IN_MEMORY_BYTES, on disk, under no name.
+
+    It lasts as long as somebody holds it.
+    """
+
+    def __init__(self) -> None:
+        self.head = b""
+        """Its first bytes, enough to tell its format."""
+        self.size = 0
+        self.on_disk = False
+        self._descriptors = [_memory("file")]  # the first is written to, the last is what a child is given
+        weakref.finalize(self, _close, self._descriptors)
+
+    @classmethod
+    def of(cls, data: bytes | BinaryIO) -> Self:
+        file = cls()
+        if isinstance(data, bytes):
+            file.write(data)
+        else:
+            while piece := data.read(PIECE_BYTES):
+                file.write(piece)
+        return file
+
+    def write(self, piece: bytes) -> None:
+        if not self.on_disk and self.size + len(piece) > IN_MEMORY_BYTES:
+            self._move_to_disk()
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(self._descriptors[0], left) :]
+        self.size += len(piece)
+        self.head = (self.head + piece[:HEAD_BYTES])[:HEAD_BYTES] if len(self.head) < HEAD_BYTES else self.head
+
+    def to_read(self) -> int:
+        """A descriptor to read it by; from now on it is whole, and nobody changes it."""
+        if not self.on_disk:
+            _sealed(self._descriptors[0], "SHRINK", "GROW", "WRITE", "SEAL")
+        return self._descriptors[-1]
+
+    def _move_to_disk(self) -> None:
+        memory = self._descriptors.pop()
+        try:
+            descriptor, path = tempfile.mkstemp()
+            self._descriptors.append(descriptor)
+            try:
+                self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            finally:
+                os.unlink(path)
+            os.lseek(memory, 0, os.SEEK_SET)
+            while piece := os.read(memory, PIECE_BYTES):
+                os.write(descriptor, piece)
+        finally:
+            os.close(memory)
+        self.on_disk = True
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 class _Gone(Exception):
@@ -133,30 +199,31 @@ class Decoders:
         for child in idle:
             child.end()
 
-    def open(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Stack:
+    def open(self, data: bytes | PictureFile, limits: Limits = DEFAULT_LIMITS) -> Stack:
         """As `images.open`."""
-        form = images.known(data)
+        file = data if isinstance(data, PictureFile) else PictureFile.of(data)
+        form = images.known(file.head)
         number = next(self._numbers)
-        with self._job(form.name, number, data, limits, lambda: None, decode=False) as (_, header):
+        with self._job(form.name, number, file, limits, lambda: None, decode=False) as (_, header):
             count, width, height, pixels, loop = (header.get(name) for name in ("count", "width", "height", "pixels", "loop"))
         if not (isinstance(count, int) and isinstance(width, int) and isinstance(height, int) and isinstance(pixels, int)):
             raise _broken(form.name)
 
         def frames(keep_going: KeepGoing) -> Iterator[Picture]:
-            return self._frames(form.name, number, data, count, limits, keep_going)
+            return self._frames(form.name, number, file, count, limits, keep_going)
 
         return Stack(form.name, count, width, height, pixels, frames, loop if isinstance(loop, int) else None)
 
-    def read(self, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Picture:
+    def read(self, data: bytes | PictureFile, limits: Limits = DEFAULT_LIMITS) -> Picture:
         """As `images.read`."""
         return images.only(self.open(data, limits))
 
-    def _frames(self, name: str, number: int, data: bytes, count: int, limits: Limits, keep_going: KeepGoing) -> Iterator[Picture]:
+    def _frames(self, name: str, number: int, file: PictureFile, count: int, limits: Limits, keep_going: KeepGoing) -> Iterator[Picture]:
         def go_on() -> None:
             if not keep_going():
                 raise Cancelled("the picture was given up while it was decoded")
 
-        with self._job(name, number, data, limits, go_on, decode=True) as (child, _):
+        with self._job(name, number, file, limits, go_on, decode=True) as (child, _):
             for _ in range(count - 1):
                 yield self._frame(child, name, limits, go_on)
             last = [self._frame(child, name, limits, go_on)]
@@ -182,19 +249,12 @@ class Decoders:
 
     @contextmanager
     def _job(
-        self, name: str, number: int, data: bytes, limits: Limits, go_on: GoOn, decode: bool
+        self, name: str, number: int, file: PictureFile, limits: Limits, go_on: GoOn, decode: bool
     ) -> Iterator[tuple[_Child, dict[str, Any]]]:
         """A child that has opened the file, and what it found; the one that has opened it before, if that is free and did nothing else."""
         with self._child(name, number, limits, go_on) as child:
-            job = {"open": images.FORMATS[name].open.__name__, "size": len(data), "limits": dataclasses.asdict(limits), "decode": decode}
-            if child.keeps == number:
-                child.say(job)
-            else:
-                descriptor = _file(data)
-                try:
-                    child.say(job, descriptor)
-                finally:
-                    os.close(descriptor)
+            job = {"open": images.FORMATS[name].open.__name__, "size": file.size, "limits": dataclasses.asdict(limits), "decode": decode}
+            child.say(job, None if child.keeps == number else file.to_read())
             child.keeps = 0
             header = child.hear(limits, go_on)
             child.busy = decode
@@ -269,17 +329,6 @@ def _sealed(descriptor: int, *seals: str) -> None:
     """The child cannot change what the parent relies on: a file that shrinks would end whoever reads it."""
     if hasattr(fcntl, "F_ADD_SEALS"):
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, f"F_SEAL_{seal}") for seal in seals))
-
-
-def _file(data: bytes) -> int:
-    descriptor, left = _memory("file"), memoryview(data)
-    with contextlib.ExitStack() as failed:
-        failed.callback(os.close, descriptor)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        _sealed(descriptor, "SHRINK", "GROW", "WRITE", "SEAL")
-        failed.pop_all()
-    return descriptor
 
 
 def _shared(size: int) -> tuple[int, mmap.mmap]:

@@ -12,16 +12,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import mmap
+import os
 import re
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +40,8 @@ from core import tiff
 from core.metadata import Metadata
 from core.vips import pyvips
 
+Data = bytes | mmap.mmap
+"""A file's bytes. Those that can be written to belong to whoever opens the file: it may change them, and makes no copy."""
 Samples = NDArray[Any]
 """(H, W, C) uint8, uint16 or float32; C: grey or RGB, alpha behind it."""
 GoOn = Callable[[], None]
@@ -59,6 +64,7 @@ KINDS = {"uchar": "uint8", "ushort": "uint16", "float": "float32"}
 MAX_PARTS = 1 << 16  # chunks of a PNG, segments of a JPEG: each is looked at, and may be next to nothing
 PART_BYTES = 4096  # a larger part does not count: there are no more of them than the file has room for
 STRIP_BYTES = 1 << 21  # decoded at a time
+LARGE_BYTES = 1 << 24  # a smaller file is copied where that is simpler
 
 pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`
 
@@ -115,7 +121,7 @@ class Opened:
     loop: int | None = None  # times that an animation is shown, 0 for ever
 
 
-Opener = Callable[[bytes, Limits], Opened]
+Opener = Callable[[Data, Limits], Opened]
 
 
 @contextmanager
@@ -213,16 +219,55 @@ def _rows(width: int, bands: int, itemsize: int) -> int:
 # --- libvips ---------------------------------------------------------------------------------------------------------
 
 
+def read(path: Path) -> Data:
+    """A file's bytes; a large one's may be written to."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < LARGE_BYTES:
+            return file.read()
+        data = mmap.mmap(-1, size)  # memory of its own: a file that is cut short meanwhile does no harm
+        data.resize(file.readinto(data))
+        return data
+
+
+class _Reader(io.RawIOBase):
+    """A file's bytes as a file, of which no copy is made."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        piece = self._data[self._at : self._at + len(into)]
+        into[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence])
+        return self._at
+
+
+def _loaded(load: Callable[..., pyvips.Image], data: Data | memoryview, **options: Any) -> pyvips.Image:
+    """An image that is decoded from `data` as it is asked for. libvips knows the address alone: who holds the image must hold `data`."""
+    return load(pyvips.Source.new_from_memory(data), access="sequential", **options)
+
+
 def _by_vips(
-    image: pyvips.Image, orientation: int, metadata: Metadata, limits: Limits,
+    image: pyvips.Image, data: object, orientation: int, metadata: Metadata, limits: Limits,
     again: Callable[[pyvips.Error], pyvips.Image] | None = None, changed: tuple[str, ...] = (),
 ) -> tuple[Frame, Fill]:  # fmt: skip
-    """`again`: what to decode instead after an error, or that raises it."""
+    """`data`: what the image is decoded from. `again`: what to decode instead after an error, or that raises it."""
     if image.format not in KINDS or image.bands > 4:
         raise ImageError(f"the picture has {image.bands} channels of {image.format}; it must be grey or RGB of 8 or 16 bits: save it so")
     size, bands, kind = (image.width, image.height), image.bands, KINDS[image.format]
 
-    def strips() -> Iterator[tuple[int, Samples]]:
+    def strips(held: object = data) -> Iterator[tuple[int, Samples]]:
         try:
             yield from _vips_strips(image, kind)
         except pyvips.Error as error:
@@ -264,33 +309,33 @@ def _upright(metadata: Metadata) -> tuple[int, Metadata]:
     return orientation, dataclasses.replace(metadata, exif=exif if exif is not None else metadata.exif)
 
 
-def open_png(data: bytes, limits: Limits) -> Opened:
+def open_png(data: Data, limits: Limits) -> Opened:
     clean, found, count = _screened_png(data)
     width, height = struct.unpack_from(">II", clean, 16)
     _check_size(width, height, limits)
     if count > 1:
         if clean[24] == 16:
             raise ImageError("the picture is animated and has 16 bits; animations are read with 8: save it so, or its frames one by one")
-        return _by_pillow("png", clean, PngImageFile, limits, found.metadata())
+        return _by_pillow("png", _files(clean), PngImageFile, limits, found.metadata())
 
     def image() -> pyvips.Image:
-        return pyvips.Image.pngload_buffer(clean, access="sequential", fail_on="error")
+        return _loaded(pyvips.Image.pngload_source, clean, fail_on="error")
 
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
-        yield _by_vips(image(), *_upright(found.metadata()), limits)
+        yield _by_vips(image(), clean, *_upright(found.metadata()), limits)
 
     return _one("png", image(), limits, frames)
 
 
-def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
+def _screened_png(data: Data) -> tuple[memoryview, blocks.Png, int]:
     """The chunks that make pixels, each sum checked; what the others say; how many frames there are. What trails is dropped."""
-    whole_file = memoryview(data)  # of which nothing is copied but what is kept, once
-    kept, position, kind, found, count = [whole_file[:8]], 8, b"", blocks.Png(), 1
+    whole_file = memoryview(data)
+    kept, position, kind, found, count = [(0, 8, b"")], 8, b"", blocks.Png(), 1
     parts = 0
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
-        chunk = whole_file[position : position + length + 12]
-        position += length + 12
+        begin, position = position, position + length + 12
+        chunk = whole_file[begin:position]
         parts += length < PART_BYTES
         if parts > MAX_PARTS:
             raise ImageError(f"the png picture has more than {MAX_PARTS} parts: save it anew")
@@ -302,19 +347,40 @@ def _screened_png(data: bytes) -> tuple[bytes, blocks.Png, int]:
         if kind == b"acTL":
             count = int.from_bytes(body[:4], "big")
         if kind[0] < ord("a") or kind == b"tRNS" or frame:  # a capital begins the name of a chunk that no decoder may skip
-            kept.append(chunk)
+            kept.append((begin, position, kind))
         else:
             found.chunk(kind, bytes(body), whole)
     if count < 2:  # a still picture to every reader
-        kept = [chunk for chunk in kept if bytes(chunk[4:8]) not in (b"acTL", b"fcTL", b"fdAT")]
-    return b"".join(kept), found, count
+        kept = [chunk for chunk in kept if chunk[2] not in (b"acTL", b"fcTL", b"fdAT")]
+    stretches: list[list[int]] = []
+    for begin, end, _ in kept:
+        if stretches and stretches[-1][1] == begin:
+            stretches[-1][1] = end
+        else:
+            stretches.append([begin, end])
+    return _together(whole_file, stretches), found, count
 
 
-def open_jpeg(data: bytes, limits: Limits) -> Opened:
+def _together(data: memoryview, stretches: Sequence[Sequence[int]]) -> memoryview:
+    """Stretches of a file without what lies between them: in place where it can be written to, the others moved up to the largest."""
+    if len(stretches) > 1 and data.readonly:
+        return memoryview(b"".join(data[begin:end] for begin, end in stretches))
+    largest = max(range(len(stretches)), key=lambda number: stretches[number][1] - stretches[number][0])
+    first, last = stretches[largest]
+    for begin, end in reversed(stretches[:largest]):
+        data[first - (end - begin) : first] = bytes(data[begin:end])
+        first -= end - begin
+    for begin, end in stretches[largest + 1 :]:
+        data[last : last + end - begin] = bytes(data[begin:end])
+        last += end - begin
+    return data[first:last]
+
+
+def open_jpeg(data: Data, limits: Limits) -> Opened:
     found = _screened_jpeg(data, limits)
 
     def image(fail_on: str) -> pyvips.Image:
-        return pyvips.Image.jpegload_buffer(data, access="sequential", fail_on=fail_on)
+        return _loaded(pyvips.Image.jpegload_source, data, fail_on=fail_on)
 
     def leniently(error: pyvips.Error) -> pyvips.Image:
         if not any(words in str(error) for words in HARMLESS):
@@ -329,12 +395,12 @@ def open_jpeg(data: bytes, limits: Limits) -> Opened:
             source, changed = leniently(error), ()
         if changed:  # its profile was used up
             metadata = dataclasses.replace(metadata, icc=None)
-        yield _by_vips(source, orientation, metadata, limits, leniently, changed)
+        yield _by_vips(source, data, orientation, metadata, limits, leniently, changed)
 
     return _one("jpeg", image("error"), limits, frames)
 
 
-def _screened_jpeg(data: bytes, limits: Limits) -> blocks.Jpeg:
+def _screened_jpeg(data: Data, limits: Limits) -> blocks.Jpeg:
     """Counts scans, as the decoder will meet them: segment by segment, then on to the next marker."""
     position, scans, parts, found = 2, 0, 0, blocks.Jpeg()
     while marker := SEGMENT.search(data, position):
@@ -354,7 +420,7 @@ def _screened_jpeg(data: bytes, limits: Limits) -> blocks.Jpeg:
     return found
 
 
-def open_tiff(data: bytes, limits: Limits) -> Opened:
+def open_tiff(data: Data, limits: Limits) -> Opened:
     pages: list[tuple[int, tiff.Directory]] = []
     pixels = 0
     for number, page in enumerate(tiff.Structure(data).pages()):
@@ -372,13 +438,13 @@ def open_tiff(data: bytes, limits: Limits) -> Opened:
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
         for number, page in pages:
             orientation, metadata = blocks.from_tiff(page)
-            image = pyvips.Image.tiffload_buffer(data, page=number, access="sequential", fail_on="error")
+            image = _loaded(pyvips.Image.tiffload_source, data, page=number, fail_on="error")
             if (image.width, image.height) != (page.number(256, 0), page.number(257, 0)):
                 raise ImageError("the tiff picture's directories contradict each other: save it anew")
             source, changed = _converted(image)
             if changed:
                 metadata = dataclasses.replace(metadata, icc=None)
-            yield _by_vips(source, orientation, metadata, limits, changed=changed)
+            yield _by_vips(source, data, orientation, metadata, limits, changed=changed)
 
     if not pages:
         raise ImageError("the tiff file holds no picture: send one that does")
@@ -409,11 +475,16 @@ GREY_MODES = ("L", "LA", "La", "1")
 COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr")
 
 
+def _files(data: Data | memoryview) -> Callable[[], IO[bytes]]:
+    """What opens the bytes as a file."""
+    return lambda: io.BytesIO(data) if len(data) < LARGE_BYTES else io.BufferedReader(_Reader(memoryview(data)))
+
+
 def _by_pillow(
-    name: str, data: bytes, decoder: Callable[[io.BytesIO], ImageFile.ImageFile], limits: Limits, metadata: Metadata | None = None
+    name: str, files: Callable[[], Any], decoder: Callable[[Any], ImageFile.ImageFile], limits: Limits, metadata: Metadata | None = None
 ) -> Opened:
     # The decoder's class rather than Image.open: no other format is ever tried, and the size limit is ours alone.
-    image = decoder(io.BytesIO(data))
+    image = decoder(files())
     width, height = image.size
     _check_size(width, height, limits)
     count = getattr(image, "n_frames", 1)
@@ -424,7 +495,7 @@ def _by_pillow(
     image.close()
 
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
-        with decoder(io.BytesIO(data)) as image:
+        with decoder(files()) as image:
             for number in range(count):
                 look = _timed(limits, go_on)
                 look()
@@ -463,20 +534,20 @@ def _said(image: ImageFile.ImageFile) -> Metadata:
     )
 
 
-def open_webp(data: bytes, limits: Limits) -> Opened:
-    return _by_pillow("webp", data, WebPImageFile, limits)
+def open_webp(data: Data, limits: Limits) -> Opened:
+    return _by_pillow("webp", _files(data), WebPImageFile, limits)
 
 
-def open_bmp(data: bytes, limits: Limits) -> Opened:
-    return _by_pillow("bmp", data, BmpImageFile, limits)
+def open_bmp(data: Data, limits: Limits) -> Opened:
+    return _by_pillow("bmp", _files(data), BmpImageFile, limits)
 
 
-def open_gif(data: bytes, limits: Limits) -> Opened:
+def open_gif(data: Data, limits: Limits) -> Opened:
     _check_frames(_gif_frames(data), 0, limits)  # before Pillow, which counts them by way of their pixels
-    return _by_pillow("gif", data, GifImageFile, limits)
+    return _by_pillow("gif", _files(data), GifImageFile, limits)
 
 
-def _gif_frames(data: bytes) -> int:
+def _gif_frames(data: Data) -> int:
     """Counts pictures by their blocks, which is much less work than to decode them. Source: GIF89a specification."""
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     count = 0
@@ -492,30 +563,31 @@ def _gif_frames(data: bytes) -> int:
     return count
 
 
-def open_avif(data: bytes, limits: Limits) -> Opened:
+def open_avif(data: Data, limits: Limits) -> Opened:
     box = data.find(b"av1C")  # the decoder's configuration; 0x40 in its third byte is high_bitdepth
     if box >= 0 and data[box + 6 : box + 7] and data[box + 6] & 0x40:
         raise ImageError("the avif picture has more than 8 bits a sample; only 8 are read: save it with 8 bits")
-    opened = _by_pillow("avif", data, _avif, limits)
+    opened = _by_pillow("avif", _files(data), _avif, limits)
     if opened.count > 1:
         raise ImageError(f"the file holds {opened.count} frames; an avif picture must hold 1: save it as an animated webp")
     return opened
 
 
-def _avif(file: io.BytesIO) -> AvifImageFile:
+def _avif(file: IO[bytes]) -> AvifImageFile:
     """Opens again without EXIF what does not open with it: the decoder fails the whole picture for a broken block."""
     try:
         return AvifImageFile(file)
     except Exception:
-        return AvifImageFile(io.BytesIO(file.getvalue().replace(b"Exif", b"none")))
+        file.seek(0)
+        return AvifImageFile(io.BytesIO(file.read().replace(b"Exif", b"none")))
 
 
 # --- HEIC, where its extra is installed ---
 
 
-def open_heic(data: bytes, limits: Limits) -> Opened:
+def open_heic(data: Data, limits: Limits) -> Opened:
     """The primary picture. HEIC turns it upright itself, whatever its EXIF says."""
-    file = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    file = pillow_heif.open_heif(_files(data)(), convert_hdr_to_8bit=False)
     width, height = file.size
     _check_size(width, height, limits)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,7 +32,7 @@ from torch import Tensor
 from core import animation, avif, decoding, tiff
 from core import metadata as blocks
 from core.animation import Animation
-from core.decoding import DEFAULT_LIMITS, Fill, Frame, GoOn, ImageError, Limits, Opener, Samples, pillow_heif, told
+from core.decoding import DEFAULT_LIMITS, Data, Fill, Frame, GoOn, ImageError, Limits, Opener, Samples, pillow_heif, told
 from core.denoiser import Cancelled
 from core.metadata import Metadata
 from core.vips import pyvips
@@ -49,6 +50,7 @@ __all__ = [
     "Picture",
     "Stack",
     "assembled",
+    "bytes_of",
     "known",
     "lost",
     "only",
@@ -171,12 +173,17 @@ class Format:
         return self.animation is not None or self.name == "tiff"
 
 
-def sniff(data: bytes) -> str | None:
+def bytes_of(path: Path) -> Data:
+    """A file's bytes, to be opened once. OSError if it cannot be read."""
+    return decoding.read(path)
+
+
+def sniff(data: Data) -> str | None:
     """The name of the format that the first bytes tell, whatever the file is called."""
     return next((form.name for form in FORMATS.values() if form.magic.match(data)), None)
 
 
-def known(data: bytes) -> Format:
+def known(data: Data) -> Format:
     """The row that the first bytes tell, or ImageError."""
     name = sniff(data)
     if name is None:
@@ -184,7 +191,7 @@ def known(data: bytes) -> Format:
     return FORMATS[name]
 
 
-def open(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Stack:
+def open(data: Data, limits: Limits = DEFAULT_LIMITS) -> Stack:
     """Looks at the header, or raises ImageError. Frames that are broken are found when they are decoded."""
     form = known(data)
     with told(form.name):
@@ -227,7 +234,7 @@ def assembled(format: str, frame: Frame, samples: Tensor, alpha: Tensor | None) 
     return Picture(samples, alpha, frame.channels == 1, depth, format, frame.metadata, span, frame.changed, frame.milliseconds)
 
 
-def read(data: bytes, limits: Limits = DEFAULT_LIMITS, keep_going: KeepGoing = lambda: True) -> Picture:
+def read(data: Data, limits: Limits = DEFAULT_LIMITS, keep_going: KeepGoing = lambda: True) -> Picture:
     """Decode a whole picture of one frame, or raise ImageError."""
     return only(open(data, limits), keep_going)
 

@@ -6,6 +6,7 @@ out of the bytes or round in a circle: `TiffError`. Source of every number: TIFF
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ class Directory(dict[int, "Entry | Directory"]):
 class Structure:
     """The directories of a TIFF file, or of an EXIF block without its first six bytes."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self._data = data
         self._order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         version = self._read("H", 2)[0] if self._order else 0

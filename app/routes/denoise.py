@@ -50,7 +50,7 @@ from app.limits import KeepGoing
 from app.metrics import Metrics
 from app.models import Taker
 from app.state import DecodersNow, KeptNow, MetricsNow, ModelsNow, SettingsNow, WorkersNow
-from core import Cancelled, Denoiser, ImageError, Region, images
+from core import Cancelled, Denoiser, ImageError, PictureFile, Region, images
 
 STEPS = 255
 ENDING = "-denoised"
@@ -125,9 +125,9 @@ class OneWishes(Wishes):
 
 @dataclass(frozen=True)
 class Upload:
-    data: bytes
+    file: PictureFile
     name: str
-    kept: images.Stack | None = None  # in place of `data`
+    kept: images.Stack | None = None  # in place of `file`
 
 
 @dataclass(frozen=True)
@@ -157,27 +157,38 @@ async def _upload(
         if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
             raise Invalid("X-Clearfold-Kept stands for the picture: leave it out, or send an empty body.")
         found = kept[token]
-        return Upload(b"", found.name, found.stack)
+        return Upload(PictureFile(), found.name, found.stack)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         async with request.form(max_files=1) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise Invalid("file is missing: send the picture as a file in the form's field 'file'.")
-            upload = Upload(await file.read(), file.filename or "")
+            upload = Upload(await anyio.to_thread.run_sync(PictureFile.of, file.file), file.filename or "")
     elif content_type.startswith("image/") or content_type in ("application/octet-stream", ""):
-        upload = Upload(await request.body(), "")
+        upload = Upload(await _written(request), "")
     else:
         raise UnsupportedMedia(
             f"Content-Type = {content_type!r}: the body must be multipart/form-data with the picture in 'file', "
             "or the picture itself as image/* or application/octet-stream."
         )
-    if not upload.data:
+    if not upload.file.size:
         raise Invalid("The picture is empty: send its bytes.")
-    if images.sniff(upload.data) is None:
+    if images.sniff(upload.file.head) is None:
         readable = ", ".join(images.FORMATS)
         raise UnsupportedMedia(f"The picture is of no format that can be read here: send one of {readable}.")
     return upload
+
+
+async def _written(request: Request) -> PictureFile:
+    """The body, piece by piece as it comes."""
+    file = PictureFile()
+    async for piece in request.stream():
+        if file.on_disk:
+            await anyio.to_thread.run_sync(file.write, piece)
+        else:
+            file.write(piece)
+    return file
 
 
 _ANY_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -271,7 +282,7 @@ async def denoise(
     take = models.taker(wishes.model)
     stack = upload.kept
     if stack is None:
-        stack = await anyio.to_thread.run_sync(decoders.open, upload.data, settings.limits())  # looks at the header, beside the workers
+        stack = await anyio.to_thread.run_sync(decoders.open, upload.file, settings.limits())  # looks at the header, beside the workers
     format = wishes.format or _acceptable(request.headers.get("accept"), stack)
     keeps, decoded = wishes.keep and upload.kept is None and kept.fits(stack), list[images.Picture]()
     frames = noted(stack, decoded) if keeps else stack

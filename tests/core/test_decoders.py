@@ -1,5 +1,7 @@
 """Pictures decoded in child processes are those decoded here, and whatever becomes of a child is one refusal, no more."""
 
+import contextlib
+import gc
 import os
 import signal
 import socket
@@ -15,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core import Cancelled, Decoders, ImageError, images
+from core import Cancelled, Decoders, ImageError, PictureFile, images
+from core import decoders as module
 from core.decoder import Line
 from core.images import FORMATS, Limits, Picture
 from core.metadata import Metadata
@@ -117,6 +120,28 @@ def test_a_refusal_has_the_same_words(decoders: Decoders, data: bytes, limits: L
     with pytest.raises(ImageError) as there:
         decoders.read(data, limits)
     assert str(there.value) == str(here.value)
+
+
+@pytest.mark.parametrize("most", [10, 1 << 20])
+def test_a_file_that_is_written_in_pieces_is_read_as_one(decoders: Decoders, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On disk it lies where it would take too much memory, and under no name there."""
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", most)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for data in PICTURES[-8:]:
+        file = PictureFile()
+        for at in range(0, len(data), 7):
+            file.write(data[at : at + 7])
+        assert (file.size, file.on_disk) == (len(data), len(data) > most)
+        assert same(decoders.read(file), images.read(data))
+        with pytest.raises(OSError, match=r"not permitted|Bad file descriptor"):
+            os.write(file.to_read(), b"x")  # nor does a child change what the next one reads
+        if file.on_disk:
+            assert os.readlink(f"/proc/self/fd/{file.to_read()}").endswith(" (deleted)")
+    assert file.head == data[:256]
+    del file
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("deed", ["crash", "babble", "lie"])
@@ -231,8 +256,15 @@ def test_a_child_holds_no_torch_no_key_and_nothing_that_was_open(monkeypatch: py
     pool.read(BMP)
     (child,) = children(pool)
     assert b"secret" not in Path(f"/proc/{child}/environ").read_bytes()
-    links = [os.readlink(f"/proc/{child}/fd/{number}") for number in os.listdir(f"/proc/{child}/fd")]
-    assert sorted(link.split(":")[0] for link in links) == ["/dev/null"] * 3 + ["socket"]
+
+    def held() -> list[str]:
+        links: list[str] = []
+        for number in os.listdir(f"/proc/{child}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                links.append(os.readlink(f"/proc/{child}/fd/{number}").split(":")[0])
+        return sorted(links)
+
+    wait_until(lambda: held() == ["/dev/null"] * 3 + ["socket"], "the child to let go of the picture")
     pool.close()
 
 

@@ -6,6 +6,7 @@ import io
 import struct
 import weakref
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from core import Cancelled, decoding, images
 from core import metadata as blocks
@@ -83,6 +85,36 @@ def exif(orientation: int) -> bytes:
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [0, 1 << 24])
+def test_a_pngs_pixels_are_found_between_its_other_parts(large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large file's own memory, not in a copy."""
+    monkeypatch.setattr(decoding, "LARGE_BYTES", large)
+    picture, said, file = noise("RGB", 300, 200), PngInfo(), tmp_path / "a.png"
+    said.add_text("word", "x" * 100)
+    full = encoded(picture, pnginfo=said, icc_profile=SRGB)
+    behind = full[:-12] + full[full.index(b"tEXt") - 4 :][:117] + full[-12:] + b"what trails"
+    for data in (encoded(picture), full, behind):
+        file.write_bytes(data)
+        taken = images.bytes_of(file)
+        assert isinstance(taken, bytes) == bool(large)
+        clean, _, _ = decoding._screened_png(taken)
+        assert bytes(clean) == encoded(picture)
+        assert not clean.readonly or large
+        read = images.read(images.bytes_of(file))
+        assert np.array_equal(read.samples.numpy(), np.asarray(picture))
+        assert (read.metadata.icc is None) == (data == encoded(picture))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_large_file_is_read_as_a_small_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = moving(name) if FORMATS[name].many else images.write(Picture(torch.rand(50, 70, 3)), name)
+    small = [one.samples for one in images.open(data).frames(lambda: True)]
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr(decoding, "LARGE_BYTES", 0)
+    large = [one.samples for one in images.open(images.bytes_of(tmp_path / "a")).frames(lambda: True)]
+    assert all(torch.equal(one, other) for one, other in zip(small, large, strict=True))
 
 
 @pytest.mark.parametrize("name", FORMATS)

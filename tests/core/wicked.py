@@ -9,7 +9,8 @@ from core.metadata import Metadata
 
 
 def open_bmp(data, limits):
-    deed = data.rpartition(b"do:")[2].decode() if b"do:" in data else ""
+    _, asked, deed = data[:].rpartition(b"do:")
+    deed = deed.decode() if asked else ""
     if deed == "crash":
         os.abort()
     if deed == "sleep":
