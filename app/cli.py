@@ -511,9 +511,10 @@ def _suitable(model: str | None) -> list[Path]:
 
 
 def _load_suitable(model: str | None, device: str, dtype: str) -> "Denoiser | Auto":
-    from core import Auto
+    from core import Auto, hardware
 
-    denoisers = {path.stem: _load(str(path), device, dtype) for path in _suitable(model)}
+    with hardware.on_one_thread():  # it is others that will denoise
+        denoisers = {path.stem: _load(str(path), device, dtype) for path in _suitable(model)}
     first = next(iter(denoisers))
     return denoisers[first] if len(denoisers) == 1 else Auto(denoisers, first)
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import re
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -186,7 +188,8 @@ class Workers:
         self._batches = 0
         self.max_queued_pictures = max_queued_pictures
         self.max_queued_pixels = max_queued_pixels
-        self._threads = anyio.CapacityLimiter(count * cores)
+        self._many, self._one = ThreadPoolExecutor(count), ThreadPoolExecutor(count * cores)
+        """The first have a team of threads each, and nobody else has: see `core.hardware.on_one_thread`."""
         self._admitted = 0
         self._pixels = 0
         self._seconds_a_pixel = 1e-6
@@ -275,7 +278,11 @@ class Workers:
         seats = 1 if pixels <= SMALL_PIXELS and self._admitted > 1 else self.cores
         try:
             async with self._seats.take(seats):
-                return await anyio.to_thread.run_sync(timed, seats, limiter=self._threads)
+                threads, context = self._one if seats == 1 else self._many, contextvars.copy_context()
+                result = asyncio.get_running_loop().run_in_executor(threads, context.run, timed, seats)
+                with anyio.CancelScope(shield=True):  # a thread cannot be stopped from outside: it is waited for
+                    await asyncio.wait([result])
+                return result.result()
         finally:
             self._admitted -= 1
             self._pixels -= pixels

@@ -22,7 +22,7 @@ from app.errors import ModelExists, ModelInUse, NotReady, Problem, UnknownModel,
 from app.ledger import AWAY
 from app.settings import Settings
 from app.store import FilesGone
-from core import AUTO, Auto, Card, Denoiser, WeightsError, weights
+from core import AUTO, Auto, Card, Denoiser, WeightsError, hardware, weights
 
 __all__ = ["NO_NAMES", "RESERVED", "SUFFIX", "Models", "Taker", "keep", "kept_dir"]
 
@@ -95,7 +95,8 @@ class Models:
                 try:
                     if before.stamps.get(name) != stamp:
                         path = self._catalogue.weights(name, stamp) if name in kept else shipped[name]
-                        models[name], files[name], served[name] = Denoiser.load(path, self._settings.device), path, stamp
+                        with hardware.on_one_thread():
+                            models[name], files[name], served[name] = Denoiser.load(path, self._settings.device), path, stamp
                         continue
                 except (OSError, WeightsError, FilesGone, Problem) as broken:
                     if strict and not (self._catalogue.shared and name in kept):

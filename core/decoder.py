@@ -220,7 +220,7 @@ def _opened(job: dict[str, Any], file: int | None, limits: Limits) -> Opened:
         sys.exit("a job came without its file")
     data = mmap.mmap(file, job["size"], access=mmap.ACCESS_COPY)  # let go of with the last who reads it
     os.close(file)
-    with bounded(limits, 0, len(data)):
+    with bounded(limits, min(limits.max_pixels, decoding.canvas_pixels(data)), len(data)):
         return decoding.OPENERS[job["open"]](data, limits)
 
 

@@ -223,6 +223,26 @@ def test_never_more_threads_work_than_there_are_workers():
     anyio.run(scene)
 
 
+def test_all_that_have_the_cores_to_themselves_have_one_team_of_threads():
+    """Or none of the teams would wait awake for its next piece of work: see `core.hardware.on_one_thread`."""
+    at_work, crowd = set(), [SMALL_PIXELS + 1, 1, 1, SMALL_PIXELS + 1, 1, SMALL_PIXELS + 1]
+
+    async def scene():
+        workers = Workers(1, max_queued_pictures=9, cores=2)
+
+        def work(going):
+            at_work.add((threading.get_ident(), hardware.threads()))
+
+        for _ in range(5):
+            async with anyio.create_task_group() as group:
+                for pixels in crowd:
+                    group.start_soon(workers.run, still_here(), work, pixels)
+
+    anyio.run(scene)
+    assert len({ident for ident, threads in at_work if threads == 2}) == 1
+    assert {threads for _, threads in at_work} == {1, 2}
+
+
 def test_small_pictures_share_the_cores_when_others_wait_and_a_large_one_has_them_all():
     LARGE = SMALL_PIXELS + 1
     at_work, seen = set(), {}
@@ -230,12 +250,13 @@ def test_small_pictures_share_the_cores_when_others_wait_and_a_large_one_has_the
     async def scene():
         workers = Workers(1, max_queued_pictures=9, cores=2)
         gates, begun = ({pixels: kind() for pixels in (1, 2, 3, LARGE)} for kind in (threading.Event, anyio.Event))
+        loop = anyio.lowlevel.current_token()
 
         def work(pixels):
             def run(going):
                 at_work.add(pixels)
                 seen[pixels] = hardware.threads(), set(at_work)
-                anyio.from_thread.run_sync(begun[pixels].set)
+                anyio.from_thread.run_sync(begun[pixels].set, token=loop)
                 assert gates[pixels].wait(DEADLINE_SECONDS)
                 at_work.remove(pixels)
 

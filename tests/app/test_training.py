@@ -104,3 +104,17 @@ def test_time_that_was_trained_before_counts(job):
         said = [json.loads(line) for line in process.stdout]
     assert [line["step"] for line in said if "step" in line] == [1]
     assert "weights" in said[-1]
+
+
+def test_a_job_steps_back_among_processes_and_its_session_among_sessions():
+    said = "import os; from pathlib import Path; from app import training; training._step_back(); print(os.nice(0)); "
+    said += "session = Path('/proc/self/autogroup'); print(session.read_text().split()[-1] if session.exists() else 19)"
+    child = subprocess.run(
+        [sys.executable, "-c", said],
+        cwd=Path(app.__file__).parents[1],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert child.stdout.split() == ["19", "19"]

@@ -87,6 +87,25 @@ def exif(orientation: int) -> bytes:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(noise("RGB", 300, 129), "webp"),
+        encoded(noise("RGB", 300, 129), "webp", lossless=True),
+        encoded(noise("RGBA", 300, 129), "webp"),
+        encoded(noise("RGB", 300, 129), "webp", icc_profile=SRGB),
+        encoded(noise("RGB", 300, 129), "webp", save_all=True, append_images=[noise("RGB", 300, 129).rotate(90)]),
+    ],
+)
+def test_a_webp_picture_is_measured_before_its_decoder_makes_a_canvas(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decoding._webp_size(data) == (300, 129)
+    assert decoding.canvas_pixels(data) == 300 * 129
+    assert decoding.canvas_pixels(encoded(noise())) == 0
+    monkeypatch.delattr(decoding, "WebPImageFile")
+    with pytest.raises(ImageError, match="38700 pixels; at most max_pixels = 38699 are accepted"):
+        images.open(data, Limits(max_pixels=38_699))
+
+
 @pytest.mark.parametrize("large", [0, 1 << 24])
 def test_a_pngs_pixels_are_found_between_its_other_parts(large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a large file's own memory, not in a copy."""
