@@ -228,8 +228,14 @@ class Workers:
         except Cancelled:
             pass
         finally:
+            left.set()  # also where the server gave up the request
             watcher.cancel()
         raise ClientDisconnect
+
+    def close(self) -> None:
+        """Lets the threads go that have nothing to do."""
+        for threads in (self._many, self._one):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:

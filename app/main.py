@@ -139,6 +139,7 @@ def _lifespan(
                 finally:
                     await anyio.to_thread.run_sync(jobs.close)
                     models.close()
+                    workers.close()
                     group.cancel_scope.cancel()
 
     return lifespan
