@@ -66,7 +66,7 @@ class PictureFile:
         self.head = b""
         """Its first bytes, enough to tell its format."""
         self.size = 0
-        self.on_disk = False
+        self.on_disk = self._sealed = False
         self._descriptors = [_memory("file")]  # the first is written to, the last is what a child is given
         weakref.finalize(self, _close, self._descriptors)
 
@@ -91,8 +91,9 @@ class PictureFile:
 
     def to_read(self) -> int:
         """A descriptor to read it by; from now on it is whole, and nobody changes it."""
-        if not self.on_disk:
+        if not self.on_disk and not self._sealed:
             _sealed(self._descriptors[0], "SHRINK", "GROW", "WRITE", "SEAL")
+        self._sealed = True
         return self._descriptors[-1]
 
     def _move_to_disk(self) -> None:
