@@ -21,6 +21,10 @@ WHITE_BALANCE = ((1.9, 2.4), (1.0, 1.0), (1.5, 1.9))
 COLOUR_MATRIX = (0.0, 0.3)
 """What each channel takes from the two others on the way from a camera's colours to sRGB; rows sum to 1."""
 GAMMA = 2.2
+SHRUNK = 0.3
+"""The share of pictures that are shown smaller than they were taken: a pixel is then the mean of many of the sensor's, its neighbours have
+none of them, and of a mosaic nothing is seen. What smooths the noise of their lightness reaches less far, by SHRUNK_REACH."""
+SHRUNK_REACH = 0.3
 SMOOTHED = 0.75
 """The share of pictures whose noise a camera's noise reduction, a scanner or an enlargement has smoothed: what is left is blotches.
 
@@ -76,10 +80,10 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
     """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
 
     In the order in which light takes it: linear light; the sensor's photon and read noise on a Bayer mosaic (Foi et al. 2008); white
-    balance; demosaicing; colour matrix; noise reduction, which spares texture, and sharpening; gamma; 8 bits; JPEG. Every step up to gamma
-    is linear, so the noise alone passes through them and is added to the picture: no detail is lost to the mosaic that a denoiser would
-    then have to invent. Of what gamma makes of the noise, only the part that turns its sign with it is taken, so that a denoiser has no
-    brightness to change.
+    balance; demosaicing, or shrinking; colour matrix; noise reduction, which spares texture, and sharpening; gamma; 8 bits; JPEG. Every
+    step up to gamma is linear, so the noise alone passes through them and is added to the picture: no detail is lost to the mosaic that a
+    denoiser would then have to invent. Of what gamma makes of the noise, only the part that turns its sign with it is taken, so that a
+    denoiser has no brightness to change.
     """
     N, H, W, _ = clean.shape
 
@@ -94,10 +98,13 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
     shot = between(*map(math.log, SHOT)).exp_()
     read = (READ[0] * shot.log() + READ[1] + READ[2] * torch.randn(shot.shape, generator=generator)).exp_()
     mosaic = _bayer(H, W)[torch.randint(4, (N,), generator=generator)]
-    variance = (mosaic * gains * (shot * light + read * gains)).sum(1, keepdim=True)  # of gains times raw values that hold light / gains
-    added = _demosaic(mosaic * variance.sqrt_().mul_(torch.randn(N, 1, H, W, generator=generator)))
+    deviation = (gains * (shot * light + read * gains)).sqrt_()  # of gains times raw values that hold light / gains
+    added = _demosaic(mosaic * deviation * torch.randn(N, 1, H, W, generator=generator))
+    shrunk = share(SHRUNK)
+    added = torch.where(shrunk, deviation.mul_(torch.randn(N, 3, H, W, generator=generator)), added)
     smoothed = share(SMOOTHED)
     lightness, colours = smoothed * between(*SMOOTHING), smoothed * between(*COLOUR_SMOOTHING)
+    lightness = torch.where(shrunk, SHRUNK_REACH * lightness, lightness)
     added = _reduced(added, 1 + 3 * between(*COLOUR_MATRIX), lightness, colours, share(0.5) * between(*SHARPENING), between(0, 1))
     added *= torch.where(smoothed, _spared(clean, between(*SPARED), between(*map(math.log, VARYING)).exp_()), 1.0)
     developed = (light + added).clamp_(0, 1).pow_(1 / GAMMA) - light.sub_(added).clamp_(0, 1).pow_(1 / GAMMA)

@@ -158,6 +158,20 @@ class TestPhotographic:
         assert together.median() > 0.3
         assert together.max() > 0.7
 
+    def test_of_shrunk_pictures_the_lightness_of_neighbours_does_not(self, generator: torch.Generator) -> None:
+        """But their colours may."""
+        added = (noise.add_photographic(torch.full((96, 64, 64, 3), 0.4), generator) - 0.4).movedim(3, 1)
+        grey = added.mean(1)
+        red = added[:, 0] - grey
+
+        def together(plane: Tensor) -> Tensor:
+            plane = plane - plane.mean((1, 2), keepdim=True)
+            return (plane[:, 1:] * plane[:, :-1]).mean((1, 2)) / plane.square().mean((1, 2))
+
+        white = (together(grey).abs() < 0.15) & (grey.std((1, 2)) > 1 / 255)  # less is lost in 8 bits
+        assert 5 <= white.sum() <= 30
+        assert together(red)[white].max() > 0.6
+
     def test_light_parts_are_noisier_in_raw_light(self, generator: torch.Generator) -> None:
         """Photon noise: after gamma, whose slope is known, the variance still rises with the signal."""
         halves = torch.cat((torch.full((64, 128, 3), 0.3), torch.full((64, 128, 3), 0.8))).expand(8, -1, -1, -1)
