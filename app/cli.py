@@ -166,7 +166,7 @@ def denoise(
     model: ModelOption = None,
     format: Annotated[str | None, typer.Option(help="Format to write, as png or jpeg; else the picture's own.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.")] = None,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture: 6 bytes of memory a pixel, 12 with 16 bits.")] = 200_000_000,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture: 10 to 16 bytes of memory a pixel, by its format.")] = 200_000_000,
     engine: Annotated[
         Literal["plain", "ray"] | None,
         typer.Option(
