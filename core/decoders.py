@@ -83,9 +83,7 @@ class PictureFile:
     def write(self, piece: bytes) -> None:
         if not self.on_disk and self.size + len(piece) > IN_MEMORY_BYTES:
             self._move_to_disk()
-        left = memoryview(piece)
-        while left:
-            left = left[os.write(self._descriptors[0], left) :]
+        _put(self._descriptors[0], piece)
         self.size += len(piece)
         self.head = (self.head + piece[:HEAD_BYTES])[:HEAD_BYTES] if len(self.head) < HEAD_BYTES else self.head
 
@@ -107,10 +105,17 @@ class PictureFile:
                 os.unlink(path)
             os.lseek(memory, 0, os.SEEK_SET)
             while piece := os.read(memory, PIECE_BYTES):
-                os.write(descriptor, piece)
+                _put(descriptor, piece)
         finally:
             os.close(memory)
         self.on_disk = True
+
+
+def _put(descriptor: int, piece: bytes) -> None:
+    """All of it: a write may take less."""
+    left = memoryview(piece)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _close(descriptors: list[int]) -> None:

@@ -84,7 +84,7 @@ class Limits:
     max_scans: int = 64  # of a progressive JPEG: each one is a pass over the whole picture, for a few bytes of file
     max_decode_seconds: float = 30.0  # for a frame
     max_decode_seconds_per_megapixel: float = 0.5  # of a processor, beside one second; where a process of its own decodes
-    max_decode_bytes: int = 256 << 20  # beside 32 a pixel of a frame and 3 a byte of the file; where a process of its own decodes
+    max_decode_bytes: int = 256 << 20  # beside 32 a pixel of a frame and 1 a byte of the file; where a process of its own decodes
 
 
 DEFAULT_LIMITS = Limits()
