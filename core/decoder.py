@@ -144,7 +144,7 @@ def pixel_bytes(frame: Frame) -> int:
     return frame.height * frame.width * (frame.channels + frame.alpha) * np.dtype(frame.kind).itemsize
 
 
-def planes(frame: Frame, memory: mmap.mmap) -> tuple[Samples, Samples | None]:
+def planes(frame: Frame, memory: mmap.mmap | bytearray) -> tuple[Samples, Samples | None]:
     """(H, W, channels) and, behind it, (H, W)."""
     H, W, C = frame.height, frame.width, frame.channels
     samples = np.frombuffer(memory, frame.kind, H * W * C).reshape(H, W, C)

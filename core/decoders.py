@@ -11,7 +11,6 @@ is held while a picture of one frame is denoised; encoding stays with who asks, 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import itertools
@@ -41,6 +40,9 @@ from core.images import DEFAULT_LIMITS, ImageError, KeepGoing, Limits, Picture, 
 
 LOOK_SECONDS = 0.05
 """Between two questions whether the picture is still wanted."""
+COPIED_BYTES = 16 << 20
+"""Pixels of up to so many bytes are copied from the child's file, more are mapped: when a mapping ends, the threads on all other cores are
+interrupted, which takes milliseconds on a virtual machine."""
 MAX_JOBS = 1000
 """Then a child is replaced: whatever a library leaks goes with it."""
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
@@ -244,12 +246,17 @@ class Decoders:
             if isinstance(error, ImageError):
                 raise
             raise _Gone from error
-        descriptor, memory = _shared(decoder.pixel_bytes(frame))
+        size = decoder.pixel_bytes(frame)
+        descriptor = _memory("pixels")
         try:
+            os.ftruncate(descriptor, size)
+            _sealed(descriptor, "SHRINK", "GROW", "SEAL")
+            mapped = mmap.mmap(descriptor, size) if size > COPIED_BYTES else None
             child.say({}, descriptor)
+            child.hear(limits, go_on)
+            memory = mapped or _copied(descriptor, size)
         finally:
             os.close(descriptor)
-        child.hear(limits, go_on)
         samples, alpha = decoder.planes(frame, memory)
         return images.assembled(name, frame, torch.from_numpy(samples), None if alpha is None else torch.from_numpy(alpha))
 
@@ -337,12 +344,13 @@ def _sealed(descriptor: int, *seals: str) -> None:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, f"F_SEAL_{seal}") for seal in seals))
 
 
-def _shared(size: int) -> tuple[int, mmap.mmap]:
-    descriptor = _memory("pixels")
-    with contextlib.ExitStack() as failed:
-        failed.callback(os.close, descriptor)
-        os.ftruncate(descriptor, size)
-        _sealed(descriptor, "SHRINK", "GROW", "SEAL")
-        memory = mmap.mmap(descriptor, size)
-        failed.pop_all()
-    return descriptor, memory
+def _copied(descriptor: int, size: int) -> bytearray:
+    memory, done = bytearray(size), 0
+    with memoryview(memory) as room, open(descriptor, "rb", buffering=0, closefd=False) as file:
+        file.seek(0)
+        while done < size:
+            read = file.readinto(room[done:])
+            if not read:
+                raise _Gone  # where no seal keeps the child from making the file shorter
+            done += read
+    return memory

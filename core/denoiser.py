@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from core import hardware, noise, weights
-from core.networks import MULTIPLE, with_level
+from core.networks import MULTIPLE
 from core.nn import Module
 from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
@@ -235,6 +236,7 @@ class Denoiser:
         squares = 0.0
         if grey and level != noise.UNTOLD:
             level *= self._grey_level
+        like = torch.empty(0, device=self.device)
         before: Tensor | None = None  # columns as they were, in front of a band
         for x in _spans(len(columns), band, self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
@@ -251,8 +253,8 @@ class Denoiser:
                 here = last if last is not None and down is strips[-1] else _cut(pixels, down, across)
                 if before is not None:
                     here = torch.cat((before[down], here[:, before.shape[1] :]), 1)
-                seen = _unit(here.to(self.device)).expand(-1, -1, 3)
-                for rows_ready in stream.push(with_level(seen[None], level)):
+                seen = here.to(self.device)
+                for rows_ready in stream.fill(len(down), like, functools.partial(_lay, seen, level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
                     ready = (ready.mean(2, keepdim=True) if grey else ready).to("cpu", torch.float32)
                     place = slice(done, done + len(ready)), x.kept
@@ -276,6 +278,14 @@ class Denoiser:
 def _empty(pixels: Tensor) -> Tensor:
     """Where the answer goes that is no picture's place."""
     return torch.empty(pixels.shape, dtype=pixels.dtype if pixels.dtype in STEPS else torch.float32)
+
+
+def _lay(samples: Tensor, level: float, room: Tensor) -> None:
+    """(H, W, 1 or 3) and their level as the network takes them, into `room` (1, H, W, 4)."""
+    room[0, ..., :3] = samples
+    if steps := STEPS.get(samples.dtype):
+        room[0, ..., :3] /= steps
+    room[..., 3] = level
 
 
 def _unit(samples: Tensor) -> Tensor:

@@ -103,6 +103,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_ARENA_MAX, 2)  # or each thread would come to keep as much as the greediest ever needed
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_ARENA_MAX, 1)  # others give memory back at once, and each comes to keep what its greediest thread needed
+    mallopt(M_MMAP_THRESHOLD, 1 << 26)  # larger tensors are given back, or a service would keep what its largest picture took
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

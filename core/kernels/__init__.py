@@ -87,13 +87,13 @@ class Kernels:
         A, B, C, F = weight.shape
         if not winograd:
             packed = torch.empty(_up(A * B * C, 2) * _up(F, self.lanes), dtype=self.factors)
-            self._run("direct_weights", w=weight, u=packed, C=A * B * C, F=F)
+            self._run("direct_weights", weight.data_ptr(), packed.data_ptr(), A * B * C, F)
             return packed
         if turned:
             weight = weight.flip(0, 1).transpose(2, 3).contiguous()
             C, F = F, C
         packed = torch.empty(POINTS * self._point(C, F), dtype=self.factors)
-        self._run("winograd_weights", w=weight, u=packed, C=C, F=F)
+        self._run("winograd_weights", weight.data_ptr(), packed.data_ptr(), C, F)
         return packed
 
     def convolve(
@@ -128,12 +128,14 @@ class Kernels:
         for t in given[1:]:
             if t.shape != y.shape:
                 raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
+        bias = None if bias is None else bias.float()
+        one, other = (*given[1 : 1 + len(addends)], None, None)[:2]
+        masked = None if mask is None else given[-1]
+        pointers = packed.data_ptr(), None if bias is None else bias.data_ptr()
         self._run(
             "winograd" if winograd else "direct",
-            x=given[0], y=y, u=packed, bias=None if bias is None else bias.float(), mask=None if mask is None else given[-1],
-            addend=given[1] if addends else None, another=given[2] if len(addends) > 1 else None,
-            N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, A=A, B=B, along_i=stride[0], along_j=stride[1], top=border[0], left=border[2],
-            scale=scale, crop_top=crop[0], crop_left=crop[2], rows=rows, columns=columns, relu=relu,
+            _rows(given[0]), _rows(y), _rows(one), _rows(other), _rows(masked), *pointers, N, H, W, C, F, Ho, Wo, A, B, *stride,
+            border[0], border[2], scale, crop[0], crop[2], rows, columns, relu,
         )  # fmt: skip
         return y.data
 
@@ -142,24 +144,17 @@ class Kernels:
         (N, H, W, C), (_, Ho, Wo, F) = x.shape, dy.shape
         shares = max(1, torch.get_num_threads() // 2)
         du, dw = torch.empty(shares * POINTS * self._point(C, F)), torch.empty(3, 3, C, F)
-        self._run(
-            "winograd_gradient",
-            x=_ring(x), dy=_ring(dy), du=du, dw=dw, N=N, H=H, W=W, C=C, F=F, Ho=Ho, Wo=Wo, top=border[0], left=border[2], shares=shares,
-        )  # fmt: skip
+        x, dy = x.contiguous(), dy.contiguous()
+        given = _rows(_ring(x)), _rows(_ring(dy)), du.data_ptr(), dw.data_ptr()
+        self._run("winograd_gradient", *given, N, H, W, C, F, Ho, Wo, border[0], border[2], shares)
         return dw
 
     def _point(self, C: int, F: int) -> int:
         return _up(C, self.lanes) * _up(F, self.lanes) + 32
 
-    def _run(self, what: str, **fields: Ring | Tensor | int | bool | None) -> None:
-        job = _JOBS[what](threads=torch.get_num_threads())
-        for name, value in fields.items():
-            if isinstance(value, Ring):
-                data = value.data
-                setattr(job, name, _Rows(data.data_ptr(), data.shape[1], value.first, data.dtype == torch.bfloat16))
-            elif value is not None:
-                setattr(job, name, value.data_ptr() if isinstance(value, Tensor) else value)
-        self._call[what](ctypes.byref(job))
+    def _run(self, what: str, *fields: _Rows | int | None) -> None:
+        """All fields of jobs.h's structure but those that it fills in itself; the tensors behind pointers are the caller's to keep."""
+        self._call[what](ctypes.byref(_JOBS[what](*fields, torch.get_num_threads())))
 
 
 def take(factors: torch.dtype, device: torch.device) -> Kernels | None:
@@ -226,6 +221,9 @@ class _Rows(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("rows", "first", "half"))]
 
 
+_NO_ROWS = _Rows()
+
+
 def _job(rows: str, pointers: str, numbers: str) -> type[ctypes.Structure]:
     kinds = (_Rows, rows), (ctypes.c_void_p, pointers), (ctypes.c_long, numbers)
     return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
@@ -250,6 +248,13 @@ _JOBS = {
 
 def _up(n: int, to: int) -> int:
     return -(-n // to) * to
+
+
+def _rows(ring: Ring | None) -> _Rows:
+    if ring is None:
+        return _NO_ROWS
+    data = ring.data
+    return _Rows(data.data_ptr(), data.shape[1], ring.first, data.dtype == torch.bfloat16)
 
 
 def _ring(x: Tensor | Ring, dtype: torch.dtype | None = None) -> Ring:

@@ -74,8 +74,19 @@ class Stream:
 
     def push(self, rows: Tensor) -> Iterator[Tensor]:
         """(1, h, W, C), the next rows of the input -> (1, h', W', C'), the next of the output; each valid until the next is asked for."""
-        self._in.strip = max(self._in.strip, rows.shape[1])
-        self._in.write(rows.shape[1], rows).put(rows)
+        return self.fill(rows.shape[1], rows, lambda room: room.copy_(rows))
+
+    def fill(self, height: int, like: Tensor, write: Callable[[Tensor], object]) -> Iterator[Tensor]:
+        """`push` of so many rows, of `like`'s dtype and device, that `write` writes where they are to lie."""
+        self._in.strip = max(self._in.strip, height)
+        to = self._in.write(height, like)
+        room = to.whole()
+        if room is None:
+            room = torch.empty(to.shape, dtype=to.dtype, device=to.data.device)
+            write(room)
+            to.put(room)
+        else:
+            write(room)
         while True:
             moved = [step() for step in self._steps]
             first, stop = self._out.needed[self._reader], self._out.stop

@@ -25,6 +25,7 @@ from tests.benchmarks.wire import ask, request
 
 SETTLED = 500
 AT_ONCE = 6
+WARM_UP = 10
 FEW_SECONDS = 1.0
 REST_SECONDS = 15.0
 """A thread that has lain idle for 10 s is let go of when another is asked for."""
@@ -47,9 +48,11 @@ def main() -> None:
 async def _measured(service: Service, requests: int) -> dict[str, object]:
     chance, statuses, kinds = random.Random(0), Counter[int](), Counter[str]()
     pictures = _pictures()
-    # As many at once as will come later: what is kept for the next, such as processes that decode, is there before it is counted.
-    for answer in await asyncio.gather(*(ask(service.port, request(pictures[-1])) for _ in range(AT_ONCE))):
-        assert answer.status == 200, answer
+    # As many at once as will come later, small ones and large ones: what is kept for the next, such as threads and processes that decode,
+    # is there before it is counted.
+    for picture in (pictures[0], pictures[-1]) * WARM_UP:
+        for answer in await asyncio.gather(*(ask(service.port, request(picture)) for _ in range(AT_ONCE))):
+            assert answer.status == 200, answer
     threads, files = await _at_rest(service, pictures[0])
     memory: list[int] = []
     numbers = itertools.count()

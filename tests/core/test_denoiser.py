@@ -264,8 +264,8 @@ class TestBlind:
 
 def test_it_gives_up_between_two_strips_when_told(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
-    push = Stream.push
-    monkeypatch.setattr(Stream, "push", lambda *given: (passes.append(1), push(*given))[1])
+    fill = Stream.fill
+    monkeypatch.setattr(Stream, "fill", lambda *given: (passes.append(1), fill(*given))[1])
     answers = iter([True, False])
     with refused(Cancelled, "the picture was given up between two strips"):
         denoiser(photo(150, 131), SIGMA, strip=8, keep_going=lambda: next(answers))
