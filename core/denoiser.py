@@ -67,6 +67,15 @@ class Region(NamedTuple):
             raise ValueError(f"the region {told} must hold a pixel and lie within {W} x {H}: move it there")
 
 
+class _Way(NamedTuple):
+    """How a picture passes through the network: whether it is `grey`, until when, and how many columns and rows of it at once."""
+
+    grey: bool
+    keep_going: Callable[[], bool]
+    band: int = BAND
+    strip: int | None = None
+
+
 class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
 
@@ -111,8 +120,7 @@ class Denoiser:
         through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
-        clean, _ = self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), _empty(pixels), band, strip)
-        return clean
+        return self._denoise(pixels, sigma, strength, _empty(pixels), _Way(noise.is_grey(pixels), keep_going, band, strip))[0]
 
     def over(
         self,
@@ -134,20 +142,9 @@ class Denoiser:
                 f"pixels are {pixels.dtype} on {pixels.device}: only float32 and integers on the cpu are written over: "
                 "call the denoiser itself"
             )
-        _, level = self._denoise(pixels, sigma, strength, keep_going, noise.is_grey(pixels), pixels, band, strip)
-        return level
+        return self._denoise(pixels, sigma, strength, pixels, _Way(noise.is_grey(pixels), keep_going, band, strip))[1]
 
-    def _denoise(
-        self,
-        pixels: Tensor,
-        sigma: float | None,
-        strength: float,
-        keep_going: Callable[[], bool],
-        grey: bool,
-        out: Tensor,
-        band: int = BAND,
-        strip: int | None = None,
-    ) -> tuple[Tensor, float]:
+    def _denoise(self, pixels: Tensor, sigma: float | None, strength: float, out: Tensor, way: _Way) -> tuple[Tensor, float]:
         """`out`, which may be `pixels`, with the answer in it, and the noise level that it was for, or that was found."""
         blind = self.blind and sigma is None
         if sigma is None and not blind and strength:
@@ -157,16 +154,15 @@ class Denoiser:
             raise ValueError(f"sigma (={sigma}) times strength (={strength}) must be finite and not below 0")
         if level == 0:
             return (out if out is pixels else out.copy_(pixels)), sigma or 0.0
-        band = max(ALIGNED, band // ALIGNED * ALIGNED)
         with torch.no_grad():  # not inference_mode, whose tensors a caller could not change in place
             if not blind:
-                self._by_strips(pixels, level, keep_going, grey, band, strip, out)
+                self._by_strips(pixels, level, out, way)
                 return out, sigma or 0.0
             if strength <= 1:
-                return out, self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, out, share=strength)
+                return out, self._by_strips(pixels, noise.UNTOLD, out, way, share=strength)
             once = _empty(pixels)
-            self._by_strips(pixels, noise.UNTOLD, keep_going, grey, band, strip, once)
-            self._by_strips(once, noise.UNTOLD, keep_going, grey, band, strip, once, share=strength - 1)
+            self._by_strips(pixels, noise.UNTOLD, once, way)
+            self._by_strips(once, noise.UNTOLD, once, way, share=strength - 1)
             found = self.found(pixels, once)
             return (out.copy_(once) if out is pixels else once), found
 
@@ -194,16 +190,17 @@ class Denoiser:
         region.check(*pixels.shape[:2])
         if not self.blind and sigma is None and strength:
             sigma = self.estimate(pixels)
+        way = _Way(noise.is_grey(pixels), keep_going)
         down, rows = self._around(region.rows, pixels.shape[0])
         across, columns = self._around(region.columns, pixels.shape[1])
         if self.blind and sigma is None and strength > 1:  # what the second pass looks at is a region of the first one's answer
             seen = Region(across.start, down.start, across.stop - across.start, down.stop - down.start)
             once = self.region(pixels, seen, keep_going=keep_going)
             with torch.no_grad():
-                self._by_strips(once, noise.UNTOLD, keep_going, noise.is_grey(pixels), BAND, None, once, share=strength - 1)
+                self._by_strips(once, noise.UNTOLD, once, way, share=strength - 1)
             return once[rows, columns]
-        seen_of = pixels[down, across]
-        return self._denoise(seen_of, sigma, strength, keep_going, noise.is_grey(pixels), _empty(seen_of))[0][rows, columns]
+        around = pixels[down, across]
+        return self._denoise(around, sigma, strength, _empty(around), way)[0][rows, columns]
 
     def _around(self, part: slice, size: int) -> tuple[slice, slice]:
         """What of 0..size `part` hangs on, and where it lies in that."""
@@ -215,17 +212,7 @@ class Denoiser:
         _check(pixels)
         return noise.estimate_gaussian(pixels)
 
-    def _by_strips(
-        self,
-        pixels: Tensor,
-        level: float,
-        keep_going: Callable[[], bool],
-        grey: bool,
-        band: int,
-        strip: int | None,
-        out: Tensor,
-        share: float = 1.0,
-    ) -> float:
+    def _by_strips(self, pixels: Tensor, level: float, out: Tensor, way: _Way, share: float = 1.0) -> float:
         """Puts into `out`, which may be `pixels`, these with that `share` of the correction that the network makes when told `level`.
 
         Returns the deviation of what was taken away.
@@ -234,21 +221,21 @@ class Denoiser:
         rows, columns = _mirror(H), _mirror(W)
         steps = STEPS.get(pixels.dtype)
         squares = 0.0
-        if grey and level != noise.UNTOLD:
+        if way.grey and level != noise.UNTOLD:
             level *= self._grey_level
         like = torch.empty(0, device=self.device)
         before: Tensor | None = None  # columns as they were, in front of a band
-        for x in _spans(len(columns), band, self._halo):
+        for x in _spans(len(columns), max(ALIGNED, way.band // ALIGNED * ALIGNED), self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
-            height = max(ALIGNED, (strip or fits) // ALIGNED * ALIGNED)
+            height = max(ALIGNED, (way.strip or fits) // ALIGNED * ALIGNED)
             stream = Stream(self.network, len(rows), len(across), 4)
             strips = torch.split(rows, height)
             last = _cut(pixels, strips[-1], across).clone() if out is pixels else None  # goes back over rows that may be written by then
             after = self._in_front(pixels, x.kept, before) if out is pixels else None
             done = 0
             for down in strips:
-                if not keep_going():
+                if not way.keep_going():
                     raise Cancelled("the picture was given up between two strips")
                 here = last if last is not None and down is strips[-1] else _cut(pixels, down, across)
                 if before is not None:
@@ -256,7 +243,7 @@ class Denoiser:
                 seen = here.to(self.device)
                 for rows_ready in stream.fill(len(down), like, functools.partial(_lay, seen, level)):
                     ready = rows_ready[0, : max(0, H - done), kept]
-                    ready = (ready.mean(2, keepdim=True) if grey else ready).to("cpu", torch.float32)
+                    ready = (ready.mean(2, keepdim=True) if way.grey else ready).to("cpu", torch.float32)
                     place = slice(done, done + len(ready)), x.kept
                     noisy = _unit(pixels[place])
                     clean = noisy.add(ready, alpha=share).clamp_(0, 1)
