@@ -85,19 +85,22 @@ class Ours:
         activations = hardware.activations(self.dtype, self.device)
         noisy, clean = batch(N, P)
 
-        def derive() -> Tensor:
+        def derive() -> None:
             tape: Tape = []
             with torch.no_grad():
                 denoised = networks.correct(net, noisy, LEVEL, tape)
                 loss.forward(denoised, clean).item()
                 net.derive(loss.backward(denoised, clean).to(activations), tape)
-            return torch.cat([p.derivative.flatten() for p in net.param() if p.derivative is not None])
 
         def step() -> None:
             derive()
             net.train(adam)
 
-        return step, derive
+        def derivatives() -> Tensor:
+            derive()
+            return torch.cat([p.derivative.flatten() for p in net.param() if p.derivative is not None])
+
+        return step, derivatives
 
 
 class Torch:
@@ -134,20 +137,23 @@ class Torch:
         adam = torch.optim.Adam(net.parameters(), 1e-4, foreach=True)
         noisy, clean = batch(N, P)
 
-        def derive() -> Tensor:
+        def derive() -> None:
             adam.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=self.kind == "autocast"):
                 y = net(self.seen(noisy))
             loss = (noisy + y.float().permute(0, 2, 3, 1) - clean).abs().mean()
             loss.backward()
             loss.item()
-            return torch.tensor([float(sum(p.grad.double().square().sum() for p in net.parameters() if p.grad is not None))])
 
         def step() -> None:
             derive()
             adam.step()
 
-        return step, derive
+        def squares() -> Tensor:
+            derive()
+            return torch.tensor([float(sum(p.grad.double().square().sum() for p in net.parameters() if p.grad is not None))])
+
+        return step, squares
 
 
 def serve(turns: Connection, name: str, threads: int) -> None:
