@@ -61,8 +61,8 @@ class Adam:
             d = derivative.to(value.dtype)
             m.lerp_(d, 1 - b1)  # m = b1 * m + (1 - b1) * d
             v.mul_(b2).addcmul_(d, d, value=1 - b2)  # v = b2 * v + (1 - b2) * d * d
-            biased = math.sqrt(1 - b2**self.step)  # times m / (sqrt(v) + epsilon * biased) is m / (sqrt(v) / biased + epsilon)
-            value.addcdiv_(m, v.sqrt().add_(self.epsilon * biased), value=-self.lr * biased / (1 - b1**self.step))
+            root = (v / (1 - b2**self.step)).sqrt_().add_(self.epsilon)
+            value.addcdiv_(m, root, value=-self.lr / (1 - b1**self.step))
 
     def state(self) -> dict[str, Tensor]:
         """The moments by name, for a checkpoint; `step` is kept by the caller."""
