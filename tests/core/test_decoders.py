@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,23 @@ PICTURES = [
 @pytest.mark.parametrize("data", PICTURES, ids=range(len(PICTURES)))
 def test_a_picture_comes_as_it_does_without_a_child(decoders: Decoders, data: bytes) -> None:
     assert same(decoders.read(data), images.read(data))
+
+
+def test_copied_or_mapped_its_pixels_are_the_same_and_may_be_written_over(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = decoders.read(BMP)
+    monkeypatch.setattr(module, "COPIED_BYTES", 0)
+    mapped = decoders.read(BMP)
+    assert torch.equal(copied.samples, mapped.samples)
+    for picture in (copied, mapped):
+        assert not picture.samples.zero_().any()
+
+
+def test_a_file_of_pixels_that_was_cut_short_is_no_picture() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(3))
+        file.flush()
+        with pytest.raises(module._Gone):
+            module._copied(file.fileno(), 4)
 
 
 @pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
