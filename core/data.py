@@ -114,8 +114,8 @@ DEVELOPED = 0.25
 """The share of pictures that are developed anew: other gamma, contrast and saturation."""
 
 
-def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, H, W, 3) in [0, 1] -> the same, some as another photographer would have developed them and some in grey."""
+def vary(pictures: Tensor, generator: torch.Generator, in_grey: float = GREY) -> Tensor:
+    """(N, H, W, 3) in [0, 1] -> the same, some as another photographer would have developed them and a share of them in grey."""
     N = len(pictures)
     kind, gamma, contrast, saturation = (t.view(N, 1, 1, 1) for t in torch.rand(4, N, generator=generator))
     grey = pictures.mean(3, keepdim=True)
@@ -123,7 +123,7 @@ def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
     middle = other.mean((1, 2, 3), keepdim=True)
     other = (middle + (0.6 + 0.8 * contrast) * (other - middle)).clamp_(0, 1)
     pictures = torch.where(kind < DEVELOPED, other, pictures)
-    return torch.where(kind >= 1 - GREY, grey, pictures)
+    return torch.where(kind >= 1 - in_grey, grey, pictures)
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

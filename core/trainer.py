@@ -40,8 +40,8 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class Recipe:
     """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
-    in place of Gaussian noise (see `core.noise`), `cleaner` the weights that first rid the photographs of their own grain, all of method
-    "clean" alone; sizes are in pixels, times in seconds.
+    in place of Gaussian noise (see `core.noise`), `grey` the share that loses its colours, `cleaner` the weights that first rid the
+    photographs of their own grain, all of method "clean" alone; sizes are in pixels, times in seconds.
     """
 
     data: tuple[Path, ...]
@@ -52,6 +52,7 @@ class Recipe:
     patch: int = 96
     sigma: tuple[float, float] = (0.0, 55 / 255)
     photographic: float = 0.0
+    grey: float = data.GREY
     lr: float = 1e-3
     warm_up: int = 200
     average: float = 0.999
@@ -79,8 +80,9 @@ class Recipe:
             raise TrainingError(f"patch (={self.patch}) must be a multiple of {MULTIPLE}, and not 0: try 96")
         if not 0 <= self.sigma[0] <= self.sigma[1] <= 1:
             raise TrainingError(f"sigma (={self.sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps")
-        if not 0 <= self.photographic <= 1:
-            raise TrainingError(f"photographic (={self.photographic}) must be a share from 0 to 1: try 0.3")
+        for name in ("photographic", "grey"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} (={getattr(self, name)}) must be a share from 0 to 1: try 0.3")
         if not self.lr > 0:
             raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
         if not self.clip > 0:
@@ -409,6 +411,8 @@ class _Clean:
         self.loss: methods.Loss = LogMSE()
         self.recipe = recipe
         self.pictures, self.validation = _pictures(recipe, cleaner)
+        if recipe.grey == 1:
+            self.validation = [picture.mean(2, keepdim=True).expand_as(picture) for picture in self.validation]
         low, high = recipe.sigma
         self.level = 25 / 255 if low <= 25 / 255 <= high else (low + high) / 2
         self.blind = recipe.photographic > 0
@@ -444,6 +448,8 @@ class _Clean:
 
     def _noisy(self, index: int) -> tuple[Tensor, float]:
         clean, generator = self.validation[index], data.generator_of(0, index)
+        if self.recipe.photographic < 1 and self.recipe.grey == 1:
+            return noise.add_gaussian(clean[..., :1], self.level, generator).expand_as(clean), self.level * noise.GREY_LEVEL
         if self.recipe.photographic < 1:
             return noise.add_gaussian(clean, self.level, generator), self.level
         noisy = noise.add_photographic(clean[None], generator)[0]
@@ -504,7 +510,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slic
     """
     for step in range(first, recipe.steps):
         generator = data.generator_of(recipe.seed, step)
-        clean = data.vary(pictures.batch(recipe.batch, generator), generator)
+        clean = data.vary(pictures.batch(recipe.batch, generator), generator, recipe.grey)
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
         clean = noise.soften(noise.enlarge(clean, generator), generator) if recipe.photographic else clean

@@ -184,3 +184,9 @@ def test_no_other_source_of_chance_is_touched(generator: torch.Generator) -> Non
     data.Photographs([numbered(20, 20)], 8).batch(5, generator)
     data.generator_of(3, 4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_no_picture_or_every_one_loses_its_colours(share: float, generator: torch.Generator) -> None:
+    varied = data.vary(torch.rand(50, 8, 8, 3, generator=generator), generator, share)
+    assert (varied == varied[..., :1]).flatten(1).all(1).float().mean().item() == share

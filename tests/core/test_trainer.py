@@ -433,6 +433,16 @@ class TestOnASmallNetwork:
         assert len(later) == 1
         assert all(torch.equal(a, b) for a, b in zip(later[0], batches[1], strict=True))
 
+    def test_in_grey_alone_it_learns_and_is_measured_in_grey(self, recipe: Make) -> None:
+        source = trainer._Clean(recipe(grey=1.0, batch=20, steps=1), None)
+        (noisy, clean, sigma), *_ = source.batches(0, lambda noisy, level: noisy, slice(None))
+        pictures = [noisy, clean, *source.validation, *(source._noisy(i)[0] for i in range(len(source.validation)))]
+        assert all(torch.equal(p, p[..., :1].expand_as(p)) for p in pictures)
+        added = (noisy - clean)[..., 0].std((1, 2))
+        assert (noise.GREY_LEVEL * added / sigma.flatten()).mean().item() == pytest.approx(1, abs=0.05)
+        shown, level = source._noisy(0)
+        assert level == pytest.approx(noise.GREY_LEVEL * (shown - source.validation[0])[..., 0].std().item(), rel=0.1)
+
 
 def test_the_learning_rate_warms_up_and_falls_straight(recipe: Make) -> None:
     it = recipe(steps=104, warm_up=4, lr=0.1)
@@ -459,6 +469,9 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
             yield {name: value}, f"{name} (={value}) must be at least 1"
     for patch in (0, 4, 20, -8):
         yield {"patch": patch}, f"patch (={patch}) must be a multiple of 8, and not 0: try 96"
+    for name in ("photographic", "grey"):
+        for share in (-0.1, 1.1, math.nan):
+            yield {name: share}, f"{name} (={share}) must be a share from 0 to 1: try 0.3"
     for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
     yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
