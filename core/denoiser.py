@@ -32,6 +32,13 @@ STRIP_PIXELS_ELSEWHERE = 1 << 21
 STEPS = {torch.uint8: 255, torch.uint16: 65535}
 """The greatest value of each type of integers that a picture may have."""
 
+LOOKED_AT = 32
+"""Pieces of a large 8-bit picture that a blind network looks at first: where it finds next to no noise the picture comes back as it is."""
+PIECE = 192
+"""Side of such a piece in pixels."""
+LARGE = 6 * LOOKED_AT * PIECE**2
+"""Pixels from which that pays."""
+
 ALIGNED = ALIGNED_ROWS * MULTIPLE
 """Bands and strips begin at multiples of this: the kernels' tiles then lie on one grid, and strips of any height give the same bits.
 
@@ -68,12 +75,15 @@ class Region(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """How a picture passes through the network: whether it is `grey`, until when, and how many columns and rows of it at once."""
+    """How a picture passes through the network: whether it is `grey`, until when, how many columns and rows of it at once, and whether
+    it is the `whole` picture or a region that is to be as there.
+    """
 
     grey: bool
     keep_going: Callable[[], bool]
     band: int = BAND
     strip: int | None = None
+    whole: bool = True
 
 
 class Denoiser:
@@ -116,7 +126,8 @@ class Denoiser:
 
         sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s, or let a blind network find it. strength:
         multiplies it, and of what a blind network finds, the share that is taken away, above 1 in a second pass; 0 gives the input back bit
-        for bit. keep_going: asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and rows, pass
+        for bit. A large 8-bit picture in which a blind network finds less noise than a step comes back so too, see `is_clean`. keep_going:
+        asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and rows, pass
         through the network at once; the result is the same whatever they are.
         """
         _check(pixels)
@@ -158,6 +169,8 @@ class Denoiser:
             if not blind:
                 self._by_strips(pixels, level, out, way)
                 return out, sigma or 0.0
+            if way.whole and strength <= 1 and self.is_clean(pixels, way.keep_going):
+                return (out if out is pixels else out.copy_(pixels)), 0.0
             if strength <= 1:
                 return out, self._by_strips(pixels, noise.UNTOLD, out, way, share=strength)
             once = _empty(pixels)
@@ -172,6 +185,29 @@ class Denoiser:
         for noisy, cleaned in zip(torch.split(pixels, ROWS), torch.split(clean, ROWS), strict=True):
             squares += (_unit(cleaned) - _unit(noisy)).square().double().sum().item()
         return math.sqrt(squares / pixels.numel())
+
+    def is_clean(self, pixels: Tensor, keep_going: Callable[[], bool] = lambda: True) -> bool:
+        """Whether a blind network finds less noise than a step in LOOKED_AT pieces of a large 8-bit picture, and nowhere two steps.
+
+        (In clean pictures that are full of texture it takes up to two away.) The first pieces tell a noisy picture, a clean one is spared
+        most of the work. False for any other: in a small one that would spare nothing, and of finer steps less than one of 8 bits is worth
+        taking away.
+        """
+        H, W, _ = pixels.shape
+        if not self.blind or pixels.dtype != torch.uint8 or H * W < LARGE:
+            return False
+        down = max(1, min(LOOKED_AT, round(math.sqrt(LOOKED_AT * H / W))))
+        across = LOOKED_AT // down
+        squares = 0.0
+        for i in range(down * across):
+            piece = pixels[_middle(i // across, down, H), _middle(i % across, across, W)]
+            with torch.no_grad():
+                found = self._by_strips(piece, noise.UNTOLD, _empty(piece), _Way(noise.is_grey(piece), keep_going))
+            found *= STEPS[pixels.dtype]
+            squares += found**2
+            if found >= 2 or squares >= down * across:
+                return False
+        return True
 
     def region(
         self,
@@ -190,12 +226,16 @@ class Denoiser:
         region.check(*pixels.shape[:2])
         if not self.blind and sigma is None and strength:
             sigma = self.estimate(pixels)
-        way = _Way(noise.is_grey(pixels), keep_going)
+        if self.blind and sigma is None and 0 < strength <= 1 and self.is_clean(pixels, keep_going):
+            return pixels[region.rows, region.columns].clone()
+        return self._part(pixels, region, sigma, strength, _Way(noise.is_grey(pixels), keep_going, whole=False))
+
+    def _part(self, pixels: Tensor, region: Region, sigma: float | None, strength: float, way: _Way) -> Tensor:
         down, rows = self._around(region.rows, pixels.shape[0])
         across, columns = self._around(region.columns, pixels.shape[1])
         if self.blind and sigma is None and strength > 1:  # what the second pass looks at is a region of the first one's answer
             seen = Region(across.start, down.start, across.stop - across.start, down.stop - down.start)
-            once = self.region(pixels, seen, keep_going=keep_going)
+            once = self._part(pixels, seen, None, 1.0, way)
             with torch.no_grad():
                 self._by_strips(once, noise.UNTOLD, once, way, share=strength - 1)
             return once[rows, columns]
@@ -273,6 +313,13 @@ def _lay(samples: Tensor, level: float, room: Tensor) -> None:
     if steps := STEPS.get(samples.dtype):
         room[0, ..., :3] /= steps
     room[..., 3] = level
+
+
+def _middle(index: int, count: int, size: int) -> slice:
+    """A piece in the middle of that one of `count` equal parts of 0..size."""
+    side = min(PIECE, size)
+    start = max(0, min(size - side, (2 * index + 1) * size // (2 * count) - side // 2))
+    return slice(start, start + side)
 
 
 def _unit(samples: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from core import data, hardware, methods, metrics, noise, weights
+from core.data import GREY
 from core.networks import MULTIPLE, correct, multiply_adds, unet
 from core.nn import LogMSE, Module, Muon, Tape, clip
 from core.ranks import ALONE, Alone, Failed, Lost
@@ -52,7 +53,7 @@ class Recipe:
     patch: int = 96
     sigma: tuple[float, float] = (0.0, 55 / 255)
     photographic: float = 0.0
-    grey: float = data.GREY
+    grey: float = GREY
     lr: float = 1e-3
     warm_up: int = 200
     average: float = 0.999

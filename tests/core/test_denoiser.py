@@ -446,3 +446,69 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing.safetensors"
     with refused(WeightsError, f"{path} does not exist: name a .safetensors file, or a model of `clearfold models`"):
         Denoiser.load(path)
+
+
+class TestClean:
+    """A large 8-bit picture in which a blind network finds no noise comes back as it is, after a look at pieces of it."""
+
+    @pytest.fixture(autouse=True)
+    def _large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("core.denoiser.LARGE", 400 * 500)
+
+    @pytest.fixture
+    def shy(self, generator: torch.Generator) -> Denoiser:
+        """It takes a little of what it sees away, and so nothing of what is dark."""
+        network = small(generator)
+        for _, value, _ in network.param():
+            value *= 0.5
+        return Denoiser(network, {"blind": True}, "made", CPU, torch.float32)
+
+    def dark(self, kind: torch.dtype = torch.uint8) -> Tensor:
+        return torch.zeros(400, 500, 3).to(kind)
+
+    def test_it_comes_back_as_it_is_and_no_noise_was_found(self, shy: Denoiser) -> None:
+        clean = self.dark()
+        assert shy.is_clean(clean)
+        assert torch.equal(shy(clean), clean)
+        assert shy.over(clean.clone()) == 0
+        assert torch.equal(shy.region(clean, Region(3, 5, 40, 30)), clean[5:35, 3:43])
+
+    def test_it_passes_through_where_there_is_noise_in_one_place(self, shy: Denoiser) -> None:
+        noisy = self.dark()
+        noisy[150:350, 250:] = 200
+        assert not shy.is_clean(noisy)
+        assert not torch.equal(shy(noisy), noisy)
+        assert shy.over(noisy.clone()) > 0
+
+    def test_a_region_is_judged_by_the_whole(self, shy: Denoiser) -> None:
+        noisy = self.dark().repeat(2, 1, 1)
+        noisy[600:, 200:] = 200
+        assert shy.is_clean(noisy[:400])
+        assert torch.equal(shy.region(noisy, Region(0, 0, 500, 400)), shy(noisy)[:400])
+
+    @pytest.mark.parametrize("changed", ["small", "finer", "told", "strong"])
+    def test_any_other_is_denoised_without_a_look(self, shy: Denoiser, changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        picture = self.dark(torch.uint16 if changed == "finer" else torch.uint8)[: 399 if changed == "small" else 400]
+        passed: list[tuple[int, ...]] = []
+        by_strips = shy._by_strips
+        monkeypatch.setattr(
+            shy, "_by_strips", lambda pixels, *given, **named: passed.append(pixels.shape) or by_strips(pixels, *given, **named)
+        )
+        shy(picture, SIGMA if changed == "told" else None, 1.5 if changed == "strong" else 1.0)
+        assert set(passed) == {picture.shape}
+
+    @pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (400, 500), (300, 4000)])
+    def test_the_pieces_lie_within_and_apart(self, shy: Denoiser, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+        places = torch.arange(size[0] * size[1] * 3, dtype=torch.int32).view(*size, 3)
+        seen: list[Tensor] = []
+        monkeypatch.setattr(shy, "_by_strips", lambda pixels, *given: seen.append(pixels) or 0.0)
+        picture = torch.zeros(*size, 3, dtype=torch.uint8)
+        assert shy.is_clean(picture)
+        offsets = [piece.storage_offset() for piece in seen]
+        assert 16 <= len(set(offsets)) == len(offsets) <= 32
+        assert all(piece.shape == (min(192, size[0]), min(192, size[1]), 3) for piece in seen)
+        assert max(offsets) < places.numel()
+
+    def test_who_gives_it_up_is_heard(self, shy: Denoiser) -> None:
+        with pytest.raises(Cancelled):
+            shy.is_clean(self.dark(), lambda: False)
