@@ -90,11 +90,18 @@ class Denoiser:
     """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
 
     A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A grey
-    picture's level is told times the card's `grey_level`, as in training (see `core.noise.GREY_LEVEL`).
+    picture's level is told times the card's `grey_level`, as in training (see `core.noise.GREY_LEVEL`), to a network of its own if there
+    is one for `grey`.
     """
 
-    def __init__(self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.network = network.to(device, torch.float32).multiply_in(dtype, hardware.activations(dtype, device))
+    def __init__(
+        self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype, grey: Module | None = None
+    ) -> None:
+        def ready(network: Module) -> Module:
+            return network.to(device, torch.float32).multiply_in(dtype, hardware.activations(dtype, device))
+
+        self.network = ready(network)
+        self._for_grey = self.network if grey is None else ready(grey)
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
         self.blind = bool(card.get("blind"))
         self._grey_level = float(card.get("grey_level", 1.0))
@@ -108,8 +115,8 @@ class Denoiser:
         Raises WeightsError for a file that can't be used and DeviceError for a device that isn't there.
         """
         taken = hardware.take(device)
-        network, card = weights.load(Path(path))
-        return cls(network, card, Path(path).stem, taken, hardware.take_dtype(dtype, taken))
+        network, grey, card = weights.load_both(Path(path))
+        return cls(network, card, Path(path).stem, taken, hardware.take_dtype(dtype, taken), grey)
 
     def __call__(
         self,
@@ -269,7 +276,7 @@ class Denoiser:
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
             height = max(ALIGNED, (way.strip or fits) // ALIGNED * ALIGNED)
-            stream = Stream(self.network, len(rows), len(across), 4)
+            stream = Stream(self._for_grey if way.grey else self.network, len(rows), len(across), 4)
             strips = torch.split(rows, height)
             last = _cut(pixels, strips[-1], across).clone() if out is pixels else None  # goes back over rows that may be written by then
             after = self._in_front(pixels, x.kept, before) if out is pixels else None

@@ -20,6 +20,8 @@ from core.networks import ARCHITECTURES
 from core.nn import Module
 
 Card = dict[str, Any]
+GREY = "grey."
+"""So begin the names of a second set of weights, for pictures without colours."""
 
 
 class WeightsError(ValueError):
@@ -35,6 +37,12 @@ def save(path: Path, values: Mapping[str, Tensor], card: Card) -> None:
 
 def load(path: Path) -> tuple[Module, Card]:
     """The network, in float32 on the CPU, and its card. Raises WeightsError."""
+    network, _, card = load_both(path)
+    return network, card
+
+
+def load_both(path: Path) -> tuple[Module, Module | None, Card]:
+    """As `load`, and between them the network for grey pictures alone, if the file holds one."""
     values, metadata = read(path)
     try:
         card: Card = json.loads(metadata["card"])
@@ -44,12 +52,17 @@ def load(path: Path) -> tuple[Module, Card]:
     for name, value in values.items():
         if not value.isfinite().all():
             raise WeightsError(f"{path}: `{name}` holds NaN or infinity: take an earlier copy of the file or train again")
-    network = architecture()
+    grey = {name.removeprefix(GREY): value for name, value in values.items() if name.startswith(GREY)}
+    network = _filled(architecture(), {name: value for name, value in values.items() if not name.startswith(GREY)}, f"{path}")
+    return network, _filled(architecture(), grey, f"{path}, {GREY}*") if grey else None, card
+
+
+def _filled(network: Module, values: Mapping[str, Tensor], where: str) -> Module:
     try:
         network.load(values)
     except ValueError as wrong:
-        raise WeightsError(f"{path}: {wrong}") from None
-    return network, card
+        raise WeightsError(f"{where}: {wrong}") from None
+    return network
 
 
 def write(path: Path, values: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -223,6 +223,18 @@ class TestGrey:
         torch.testing.assert_close(clean, by_hand, atol=1e-5, rtol=0)
 
 
+def test_grey_pictures_may_have_a_network_of_their_own(generator: torch.Generator) -> None:
+    one, other = small(generator), small(generator)
+    both, alone = Denoiser(one, {}, "made", CPU, torch.float32, other), Denoiser(other, {}, "made", CPU, torch.float32)
+    coloured = photo(24, 32)
+    grey = coloured.mean(2, keepdim=True)
+    for picture in (grey, grey.expand(-1, -1, 3)):
+        assert torch.equal(both(picture, SIGMA), alone(picture, SIGMA))
+        assert torch.equal(both.region(picture, Region(2, 3, 9, 8), SIGMA), alone.region(picture, Region(2, 3, 9, 8), SIGMA))
+    assert torch.equal(both(coloured, SIGMA), of(one)(coloured, SIGMA))
+    assert not torch.equal(both(grey, SIGMA), of(one)(grey, SIGMA))
+
+
 class TestBlind:
     """A network that finds the noise level by itself: its map holds a mark, unless the level is given by hand."""
 

@@ -168,6 +168,26 @@ def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
         weights.load(path)
 
 
+class TestGrey:
+    """A file may hold a second set of weights, for pictures without colours."""
+
+    def test_both_come_back(self, tmp_path: Path) -> None:
+        one, other = values_of(1), values_of(2)
+        path = stored(tmp_path / "a.safetensors", one | {f"grey.{name}": value for name, value in other.items()})
+        network, grey, _ = weights.load_both(path)
+        assert grey is not None
+        for loaded, given in ((network, one), (grey, other), (weights.load(path)[0], one)):
+            assert all(torch.equal(p.value, given[p.name]) for p in loaded.param())
+
+    def test_there_need_be_none(self, tmp_path: Path) -> None:
+        assert weights.load_both(stored(tmp_path / "a.safetensors", values_of()))[1] is None
+
+    def test_half_of_one_is_refused(self, tmp_path: Path) -> None:
+        path = stored(tmp_path / "a.safetensors", values_of() | {"grey.4.bias": torch.zeros(12)})
+        with pytest.raises(WeightsError, match=rf"^{path}, grey\.\*: weights \['1\.bias', .*\] are missing: "):
+            weights.load(path)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_value_that_is_no_number(tmp_path: Path, bad: float) -> None:
     values = values_of()
