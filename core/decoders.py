@@ -61,7 +61,7 @@ _log = logging.getLogger("clearfold")
 class PictureFile:
     """A file's bytes, written piece by piece, that children see: in memory or, of more than IN_MEMORY_BYTES, on disk, under no name.
 
-    It lasts as long as somebody holds it.
+    It lasts until it is closed, or as long as somebody holds it.
     """
 
     def __init__(self) -> None:
@@ -70,17 +70,18 @@ class PictureFile:
         self.size = 0
         self.on_disk = self._sealed = False
         self._descriptors = [_memory("file")]  # the first is written to, the last is what a child is given
-        weakref.finalize(self, _close, self._descriptors)
+        self.close = weakref.finalize(self, _close, self._descriptors)
+        """For when nobody reads it any more: what was refused may be held by its error, and that by the frames it came through."""
 
     @classmethod
-    def of(cls, data: bytes | BinaryIO) -> Self:
+    def of(cls, data: bytes) -> Self:
         file = cls()
-        if isinstance(data, bytes):
-            file.write(data)
-        else:
-            while piece := data.read(PIECE_BYTES):
-                file.write(piece)
+        file.write(data)
         return file
+
+    def copy(self, data: BinaryIO) -> None:
+        while piece := data.read(PIECE_BYTES):
+            self.write(piece)
 
     def write(self, piece: bytes) -> None:
         if not self.on_disk and self.size + len(piece) > IN_MEMORY_BYTES:

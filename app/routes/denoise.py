@@ -4,7 +4,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePath
@@ -45,7 +45,7 @@ from app.errors import (
     UnsupportedMedia,
     problem_responses,
 )
-from app.kept import noted
+from app.kept import Kept, noted
 from app.limits import KeepGoing
 from app.metrics import Metrics
 from app.models import Taker
@@ -150,45 +150,50 @@ async def _upload(
     token: Annotated[
         str | None, Header(alias="X-Clearfold-Kept", description="Stands for a picture that was kept, see `keep`; the body is then empty.")
     ] = None,
-) -> Upload:
+) -> AsyncIterator[Upload]:
     """The picture of a form's `file`, of the raw body, or one that was kept; not even looked at when there is no place for it."""
     workers.refuse_if_full()
+    with closing(PictureFile()) as file:
+        yield await _received(request, kept, token, file)
+
+
+async def _received(request: Request, kept: Kept, token: str | None, picture: PictureFile) -> Upload:
     if token is not None:
         if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
             raise Invalid("X-Clearfold-Kept stands for the picture: leave it out, or send an empty body.")
         found = kept[token]
-        return Upload(PictureFile(), found.name, found.stack)
+        return Upload(picture, found.name, found.stack)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         async with request.form(max_files=1) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise Invalid("file is missing: send the picture as a file in the form's field 'file'.")
-            upload = Upload(await anyio.to_thread.run_sync(PictureFile.of, file.file), file.filename or "")
+            await anyio.to_thread.run_sync(picture.copy, file.file)
+            name = file.filename or ""
     elif content_type.startswith("image/") or content_type in ("application/octet-stream", ""):
-        upload = Upload(await _written(request), "")
+        await _write(request, picture)
+        name = ""
     else:
         raise UnsupportedMedia(
             f"Content-Type = {content_type!r}: the body must be multipart/form-data with the picture in 'file', "
             "or the picture itself as image/* or application/octet-stream."
         )
-    if not upload.file.size:
+    if not picture.size:
         raise Invalid("The picture is empty: send its bytes.")
-    if images.sniff(upload.file.head) is None:
+    if images.sniff(picture.head) is None:
         readable = ", ".join(images.FORMATS)
         raise UnsupportedMedia(f"The picture is of no format that can be read here: send one of {readable}.")
-    return upload
+    return Upload(picture, name)
 
 
-async def _written(request: Request) -> PictureFile:
+async def _write(request: Request, file: PictureFile) -> None:
     """The body, piece by piece as it comes."""
-    file = PictureFile()
     async for piece in request.stream():
         if file.on_disk:
             await anyio.to_thread.run_sync(file.write, piece)
         else:
             file.write(piece)
-    return file
 
 
 _ANY_BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -269,7 +274,7 @@ router = APIRouter(tags=["pictures"])
 async def denoise(
     request: Request,
     wishes: Annotated[OneWishes, Query()],
-    upload: Annotated[Upload, Depends(_upload)],
+    upload: Annotated[Upload, Depends(_upload, scope="function")],  # closed before the answer is sent
     settings: SettingsNow,
     models: ModelsNow,
     workers: WorkersNow,

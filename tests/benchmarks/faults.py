@@ -86,12 +86,15 @@ async def _measured(service: Service, requests: int) -> dict[str, object]:
 
 
 async def _at_rest(service: Service, picture: bytes) -> tuple[int, int]:
-    """Threads and open files, the fewest seen while one small picture after the other is asked for."""
+    """Threads and open files, the fewest seen while one small picture after the other is asked for.
+
+    The line to a child that decodes counts as none: so many children are kept as were ever busy at once, up to a limit.
+    """
     seen, until = [], time.monotonic() + REST_SECONDS
     while time.monotonic() < until:
         await ask(service.port, request(picture))
         await asyncio.sleep(0.2)
-        seen.append((service.threads(), service.files()))
+        seen.append((service.threads(), service.files() - len(service.family()) + 1))
     return min(threads for threads, _ in seen), min(files for _, files in seen)
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise, wait_for
 
+from app.routes import denoise
+
 PNG = encoded(noise())
 
 
@@ -26,6 +28,24 @@ def test_a_picture_comes_back_from_a_form_and_from_a_raw_body_alike(live):
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"] == "image/png"
         assert decoded(answer.content).tobytes() == noise().tobytes()  # the model corrects nothing
+
+
+def test_what_was_sent_is_let_go_of_before_the_answer_whoever_still_holds_it(live, monkeypatch):
+    held = []
+
+    class Held(denoise.PictureFile):
+        def __init__(self):
+            super().__init__()
+            held.append(self)
+
+    monkeypatch.setattr(denoise, "PictureFile", Held)
+    for data in (PNG, PNG[:100], b"no picture", b""):
+        ask(live, data)
+        live.post("/denoise", content=data)
+    assert len(held) == 8
+    for file in held:
+        with pytest.raises(IndexError):
+            file.to_read()
 
 
 def test_the_headers_say_what_was_done(serve):
