@@ -13,8 +13,10 @@ typedef struct {
   long C;
 } NAME(pair_of_matrices);
 
-/* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. At most 6 rows. */
-INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
+/* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. At most 6 rows. `fresh`: u was not
+ * read before, and what is AHEAD of what is read is brought near. */
+enum { AHEAD = 4096 }; /* bytes */
+INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns, const int fresh) {
   vec sum[6][COLUMNS];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
@@ -23,7 +25,10 @@ INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, float *m, long a
   for (long c = 0; c < by.C; c += PAIR) {
     factors right[COLUMNS];
 #pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) right[j] = load_factors(by.u + (c * columns + j * PAIR) * VW);
+    for (int j = 0; j < columns; j++) {
+      right[j] = load_factors(by.u + (c * columns + j * PAIR) * VW);
+      if (fresh) __builtin_prefetch((const char *)(by.u + (c * columns + j * PAIR) * VW) + AHEAD);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       factors left = all_factors(by.v + i * by.row + c * by.step);
@@ -45,10 +50,10 @@ static void NAME(product_of_rest)(NAME(pair_of_matrices) by, long deep, float *m
   if (deep == by.C) return;
   by.v += deep * by.step, by.u += deep * columns * VW, by.C -= deep, more = more || deep;
   for (; rows > 0; rows -= 4, by.v += 4 * by.row, m += 4 * along) switch (columns) {
-      case 1: NAME(product_by_vectors)(by, m, along, more, 4, 1); break;
-      case 2: NAME(product_by_vectors)(by, m, along, more, 4, 2); break;
-      case 3: NAME(product_by_vectors)(by, m, along, more, 4, 3); break;
-      case 4: NAME(product_by_vectors)(by, m, along, more, 4, 4); break;
+      case 1: NAME(product_by_vectors)(by, m, along, more, 4, 1, 0); break;
+      case 2: NAME(product_by_vectors)(by, m, along, more, 4, 2, 0); break;
+      case 3: NAME(product_by_vectors)(by, m, along, more, 4, 3, 0); break;
+      case 4: NAME(product_by_vectors)(by, m, along, more, 4, 4, 0); break;
     }
 }
 
@@ -70,12 +75,18 @@ INLINE void begin_products(void) {}
 INLINE void end_products(void) {}
 
 INLINE void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
-  NAME(product_by_vectors)(by, m, along, more, rows, columns);
+  NAME(product_by_vectors)(by, m, along, more, rows, columns, 0);
 }
 #endif
 
 /* Any number of rows, and up to GRAIN - 1 behind them. */
 INLINE void NAME(product_of_rows)(NAME(pair_of_matrices) by, float *m, long along, int more, long rows, const int columns) {
+#if !defined(CLEARFOLD_AMX)
+  if (rows > ROWS - GRAIN) {
+    NAME(product_by_vectors)(by, m, along, more, ROWS, columns, 1);
+    rows -= ROWS, by.v += ROWS * by.row, m += ROWS * along;
+  }
+#endif
   for (; rows > ROWS - GRAIN; rows -= ROWS, by.v += ROWS * by.row, m += ROWS * along) NAME(product_of)(by, m, along, more, ROWS, columns);
   if (GRAIN < ROWS && rows > 0) NAME(product_of)(by, m, along, more, GRAIN, columns);
 }

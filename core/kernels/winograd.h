@@ -165,6 +165,21 @@ INLINE void NAME(finish_tile)(const clearfold_convolution *job, const float *m, 
   }
 }
 
+/* Channels f..f+n of a tile's outputs, and of all that is added to them, on their way into the first cache. */
+INLINE void NAME(bring_near)(const clearfold_convolution *job, place to, long f, long n) {
+  if (to.i + TILE > job->Ho || to.j + TILE > job->Wo) return;
+  const clearfold_rows *there[4] = {&job->y, &job->addend, &job->another, &job->mask};
+  for (int k = 0; k < 4; k++) {
+    if (!there[k]->data) continue;
+    long size = there[k]->half ? sizeof(bf16) : sizeof(float), step = job->F * size;
+    for (int a = 0; a < TILE; a++) {
+      const char *line = (const char *)there[k]->data + clearfold_row(there[k], to.n, to.i + a, job->columns * job->F) * size + to.j * step + f * size;
+      for (int b = 0; b < TILE; b++)
+        for (long at = 0; at < n * size; at += 64) __builtin_prefetch(line + b * step + at, 1);
+    }
+  }
+}
+
 static void NAME(winograd_body)(void *p) {
   clearfold_convolution *job = p;
   long C = job->C, F = job->F, Cp = NAME(round_up)(C, VW), Fp = NAME(round_up)(F, VW), T = job->block;
@@ -174,6 +189,7 @@ static void NAME(winograd_body)(void *p) {
   factor *v = clearfold_scratch(POINTS * (point_v * sizeof(factor) + point_m * sizeof(float)));
   float *m = (float *)(v + POINTS * point_v);
   const factor *u = job->u;
+  int plain = NAME(is_plain)(job);
   begin_products();
   for (long first; (first = clearfold_next(&job->next, (tiles + T - 1) / T)) >= 0;) {
     first *= T;
@@ -191,8 +207,11 @@ static void NAME(winograd_body)(void *p) {
     }
     for (long f = 0; f < Fp; f += wide) {
       long columns = (Fp - f < wide ? Fp - f : wide) / VW;
-      for (int k = 0; k < POINTS; k++)
+      for (int k = 0; k < POINTS; k++) {
         NAME(product)(v + k * point_v, Cp, u + k * NAME(point)(Cp, Fp) + f * Cp, Cp, m + k * point_m, count, columns);
+        for (long t = plain ? k * count / POINTS : count; t < (k + 1) * count / POINTS; t++) /* memory has little to do meanwhile */
+          NAME(bring_near)(job, place_of(first + t, across, down), f, columns * VW);
+      }
       for (long t = 0; t < count; t++)
         for (long j = 0; j < columns; j++)
           NAME(finish_tile)(job, m + (t * columns + j) * VW, point_m, place_of(first + t, across, down), f + j * VW);
