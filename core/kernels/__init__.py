@@ -10,9 +10,9 @@ import ctypes
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,6 +73,49 @@ class Ring(NamedTuple):
             self.data[:, : self.height - room] = rows[:, room:]
 
 
+class Plan:
+    """A convolution to be computed many times: what is the same each time is filled in once. For one thread at a time."""
+
+    def __init__(
+        self,
+        call: Callable[[object], object],
+        job: Any,
+        packed: Tensor,
+        shape: tuple[int, int, int, int],
+        width: int,
+        stride: Pair,
+        sides: Pair,
+        bias: Tensor | None,
+        scale: int,
+        crop: Border,
+        relu: bool,
+    ) -> None:
+        self._call, self._job, self._packed = call, job, packed
+        self._bias = None if bias is None else bias.float()
+        job.A, job.B, job.C, job.F = shape
+        job.W, job.Wo = width, (width + sum(sides) - shape[1]) // stride[1] + 1
+        job.along_i, job.along_j, job.left, job.scale, job.crop_top, job.crop_left = *stride, sides[0], scale, crop[0], crop[2]
+        job.columns, job.relu = job.Wo * scale - crop[2] - crop[3], relu
+        job.u, job.bias = packed.data_ptr(), None if self._bias is None else self._bias.data_ptr()
+        self._x, self._y, self._added, self._mask = job.x, job.y, (job.addend, job.another), job.mask
+
+    def __call__(self, x: Ring, ends: Pair, y: Ring, addends: Sequence[Ring] = (), mask: Ring | None = None) -> None:
+        """Writes `y`, of as many rows as `x` gives in a border of `ends`, above and below. Shapes are the caller's to check."""
+        job, dtype = self._job, y.data.dtype
+        kept = [ring if ring.data.dtype == dtype else ring._replace(data=ring.data.to(dtype)) for ring in addends]
+        _point(self._x, x)
+        _point(self._y, y)
+        for field, ring in zip(self._added, kept, strict=False):
+            _point(field, ring)
+        if mask is not None:
+            kept.append(mask if mask.data.dtype == dtype else mask._replace(data=mask.data.to(dtype)))
+            _point(self._mask, kept[-1])
+        job.N, job.H, job.top, job.rows = x.data.shape[0], x.height, ends[0], y.height
+        job.Ho = (x.height + ends[0] + ends[1] - job.A) // job.along_i + 1
+        job.threads = torch.get_num_threads()
+        self._call(ctypes.byref(job))
+
+
 class Kernels:
     """The kernels of one instruction set. Activations are contiguous (N, H, W, C) of float32 or bfloat16, weights float32."""
 
@@ -119,25 +162,36 @@ class Kernels:
 
         shape: (A, B, C, F), of the weight that was packed.
         """
-        N, H, W, C = x.shape
+        N, H, W, _ = x.shape
         A, B, _, F = shape
         Ho, Wo = (H + border[0] + border[1] - A) // stride[0] + 1, (W + border[2] + border[3] - B) // stride[1] + 1
         rows, columns = Ho * scale - crop[0] - crop[1], Wo * scale - crop[2] - crop[3]
         y = out or Ring(torch.empty(N, rows, columns, F // scale**2, dtype=yields or x.dtype), 0, rows)
-        given = [_ring(x), *(_ring(t, y.dtype) for t in (*addends, *([] if mask is None else [mask])))]
-        for t in given[1:]:
+        given = [_ring(t) for t in (*addends, *([] if mask is None else [mask]))]
+        for t in given:
             if t.shape != y.shape:
                 raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
-        bias = None if bias is None else bias.float()
-        one, other = (*given[1 : 1 + len(addends)], None, None)[:2]
-        masked = None if mask is None else given[-1]
-        pointers = packed.data_ptr(), None if bias is None else bias.data_ptr()
-        self._run(
-            "winograd" if winograd else "direct",
-            _rows(given[0]), _rows(y), _rows(one), _rows(other), _rows(masked), *pointers, N, H, W, C, F, Ho, Wo, A, B, *stride,
-            border[0], border[2], scale, crop[0], crop[2], rows, columns, relu,
-        )  # fmt: skip
+        plan = self.plan(packed, shape, W, stride, border[2:], winograd=winograd, bias=bias, scale=scale, crop=crop, relu=relu)
+        plan(_ring(x), border[:2], y, given[: len(addends)], None if mask is None else given[-1])
         return y.data
+
+    def plan(
+        self,
+        packed: Tensor,
+        shape: tuple[int, int, int, int],
+        width: int,
+        stride: Pair,
+        sides: Pair,
+        *,
+        winograd: bool,
+        bias: Tensor | None = None,
+        scale: int = 1,
+        crop: Border = (0, 0, 0, 0),
+        relu: bool = False,
+    ) -> Plan:
+        """`convolve` for pictures, or rows of one, of that width, with a border of `sides`, left and right."""
+        what = "winograd" if winograd else "direct"
+        return Plan(self._call[what], _JOBS[what](), packed, shape, width, stride, sides, bias, scale, crop, relu)
 
     def weight_gradient(self, x: Tensor, dy: Tensor, border: Border) -> Tensor:
         """That of a 3x3 convolution of stride 1: (3, 3, C, F) in float32."""
@@ -221,9 +275,6 @@ class _Rows(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("rows", "first", "half"))]
 
 
-_NO_ROWS = _Rows()
-
-
 def _job(rows: str, pointers: str, numbers: str) -> type[ctypes.Structure]:
     kinds = (_Rows, rows), (ctypes.c_void_p, pointers), (ctypes.c_long, numbers)
     return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
@@ -250,14 +301,15 @@ def _up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def _rows(ring: Ring | None) -> _Rows:
-    if ring is None:
-        return _NO_ROWS
+def _rows(ring: Ring) -> _Rows:
+    _point(rows := _Rows(), ring)
+    return rows
+
+
+def _point(field: _Rows, ring: Ring) -> None:
     data = ring.data
-    return _Rows(data.data_ptr(), data.shape[1], ring.first, data.dtype == torch.bfloat16)
+    field.data, field.rows, field.first, field.half = data.data_ptr(), data.shape[1], ring.first, data.dtype == torch.bfloat16
 
 
-def _ring(x: Tensor | Ring, dtype: torch.dtype | None = None) -> Ring:
-    """As a ring, and in `dtype` if one is given."""
-    ring = x if isinstance(x, Ring) else Ring(x.contiguous(), 0, x.shape[1])
-    return ring if dtype in (None, ring.dtype) else ring._replace(data=ring.data.to(dtype))
+def _ring(x: Tensor | Ring) -> Ring:
+    return x if isinstance(x, Ring) else Ring(x.contiguous(), 0, x.shape[1])

@@ -113,6 +113,49 @@ def convolve(
     return y
 
 
+ByRows = Callable[[Ring, Pair, Ring, Sequence[Ring]], object]
+"""Rows of `x`, how many of the border are above and below them, where the result goes, and what is added to it."""
+
+
+def by_rows(
+    like: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    sides: Pair,
+    *,
+    factors: torch.dtype | None,
+    yields: torch.dtype | None,
+    scale: int,
+    relu: bool,
+    packs: Packs,
+) -> ByRows:
+    """`convolve` for one picture that comes by rows, of the width, dtype and device of `like` (N, R, W, C), in a border of `sides`."""
+    kernel = _kernel(like, factors or like.dtype)
+    if kernel is not None:
+        fast, own = _winograd(weight, stride), kernel
+        packed = packs.get(own.name, weight, lambda: own.pack(weight, fast))
+        return own.plan(packed, _shape(weight), like.shape[2], stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu)
+
+    def rows(x: Ring, ends: Pair, out: Ring, addends: Sequence[Ring]) -> None:
+        convolve(
+            x,
+            weight,
+            bias,
+            stride,
+            (*ends, *sides),
+            factors=factors,
+            yields=yields,
+            scale=(scale, scale),
+            addends=addends,
+            relu=relu,
+            packs=packs,
+            out=out,
+        )
+
+    return rows
+
+
 def _by_strips(
     x: Ring,
     weight: Tensor,

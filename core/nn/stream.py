@@ -135,8 +135,10 @@ class Stream:
             _alike(y, rows)
         reader, others = x.reader(), [(rows, rows.reader()) for rows in addends]
         source = self._in  # not self: a step that held its stream would keep all rows alive until a garbage collection
+        convolve: convolution.ByRows | None = None
 
         def step() -> bool:
+            nonlocal convolve
             done, stop = y.stop // scale, height
             if x.stop < x.height:
                 stop = ((x.stop - K + P) // S + 1) // ALIGNED * ALIGNED
@@ -145,20 +147,20 @@ class Stream:
                 return False
             above, below = done * S - P, (stop - 1) * S - P + K  # the rows that the windows reach, past the picture's edges too
             seen = x.read(max(0, above), min(x.height, below))
-            convolution.convolve(
-                seen,
+            convolve = convolve or convolution.by_rows(
+                seen.data,
                 layer.weight,
                 layer.bias,
                 layer.stride,
-                (max(0, -above), max(0, below - x.height), Q, Q),
+                (Q, Q),
                 factors=layer.factors,
                 yields=layer.yields,
-                scale=(scale, scale),
-                addends=[rows.read(done * scale, stop * scale) for rows, _ in others],
+                scale=scale,
                 relu=relu,
                 packs=layer.packs,
-                out=y.write((stop - done) * scale, seen.data, layer.yields),
             )
+            out = y.write((stop - done) * scale, seen.data, layer.yields)
+            convolve(seen, (max(0, -above), max(0, below - x.height)), out, [rows.read(done * scale, stop * scale) for rows, _ in others])
             x.needed[reader] = max(0, stop * S - P)
             for rows, other in others:
                 rows.needed[other] = stop * scale
