@@ -22,8 +22,8 @@ def unet(generator: torch.Generator | None = None) -> Sequential:
         SpaceToDepth(2),
         Conv2d(16, 64, 3, padding=1, exact=True, generator=g),  # the picture itself has more than bfloat16's eight bits
         Residual(  # 1/2
-            _block(64, g),
-            _block(64, g),
+            _block(64, g, careful=True),  # without it, of a noise of 50 the largest difference from float32 is 2.7 of 255 in place of 1.8
+            _block(64, g, careful=True),
             Conv2d(64, 128, 2, stride=2, bias=False, generator=g),
             Residual(  # 1/4
                 _block(128, g),
@@ -48,9 +48,9 @@ def unet(generator: torch.Generator | None = None) -> Sequential:
     )
 
 
-def _block(channels: int, g: torch.Generator | None) -> Residual:
+def _block(channels: int, g: torch.Generator | None, careful: bool = False) -> Residual:
     return Residual(
-        Conv2d(channels, channels, 3, padding=1, bias=False, generator=g),
+        Conv2d(channels, channels, 3, padding=1, bias=False, careful=careful, generator=g),
         ReLU(),
         Conv2d(channels, channels, 3, padding=1, bias=False, gain=0.1, generator=g),
     )

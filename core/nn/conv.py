@@ -21,7 +21,7 @@ class Conv2d(Module):
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
     nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
-    `multiply_in` says, and only what it hands on is rounded.
+    `multiply_in` says, and only what it hands on is rounded; a `careful` one at inference, without a tape.
     """
 
     def __init__(
@@ -35,9 +35,10 @@ class Conv2d(Module):
         bias: bool = True,
         gain: float = 1.0,
         exact: bool = False,
+        careful: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.exact = exact
+        self.exact, self.careful = exact, careful
         self.kernel, self.stride, self.padding = _pair("kernel", kernel, 1), _pair("stride", stride, 1), _pair("padding", padding, 0)
         self.in_channels = in_channels
         bound = gain / math.sqrt(self.kernel[0] * self.kernel[1] * in_channels)
@@ -47,6 +48,7 @@ class Conv2d(Module):
         self.dbias: Tensor | None = None
         self.weights = ("weight", "bias") if bias else ("weight",)
         self.factors: torch.dtype | None = None
+        self.inference_factors: torch.dtype | None = None
         self.yields: torch.dtype | None = None
         self.packs = Packs()
 
@@ -64,7 +66,7 @@ class Conv2d(Module):
             self.bias,
             self.stride,
             self._border(),
-            factors=self.factors,
+            factors=self.inference_factors if tape is None else self.factors,
             yields=self.yields,
             addends=_some(addend),
             relu=relu,
@@ -97,10 +99,11 @@ class Conv2d(Module):
         self.announce()
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
+        finer = factors and torch.promote_types(factors, torch.float32)
         if self.exact:
-            self.factors, self.yields = factors and torch.promote_types(factors, torch.float32), activations
-        else:
-            self.factors = factors
+            self.yields = activations
+        self.factors = finer if self.exact else factors
+        self.inference_factors = finer if self.careful else self.factors
         return self
 
     def reach(self, step: int = 1) -> tuple[int, int]:

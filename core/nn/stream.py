@@ -153,7 +153,7 @@ class Stream:
                 layer.bias,
                 layer.stride,
                 (Q, Q),
-                factors=layer.factors,
+                factors=layer.inference_factors,
                 yields=layer.yields,
                 scale=scale,
                 relu=relu,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import Conv2d, NearestUpsampling, Sequential, Upsampling
+from core.nn import Conv2d, NearestUpsampling, Sequential, Tape, Upsampling
 from tests.core.nn.errors import refused
 from tests.core.nn.gradients import check_gradients
 from tests.core.nn.oracles import assert_same, by_definition, by_engine, by_torch, by_unfold
@@ -168,6 +168,20 @@ def test_an_upsampling_says_what_is_wrong_with_its_scale() -> None:
 def test_a_picture_that_does_not_fit_is_refused_in_words(layer: Conv2d, shape: tuple[int, ...], message: str) -> None:
     with refused(message):
         layer(torch.zeros(shape))
+
+
+def test_a_careful_layer_multiplies_in_float32_where_nothing_is_learned(generator: torch.Generator) -> None:
+    careful, exact, plain = (
+        Conv2d(16, 16, 3, padding=1, generator=torch.Generator().manual_seed(1), **kind).multiply_in(torch.bfloat16, torch.bfloat16)
+        for kind in ({"careful": True}, {"exact": True}, {})
+    )
+    x = torch.randn(1, 8, 8, 16, generator=generator).bfloat16()
+    assert torch.equal(careful.forward(x), exact.forward(x))
+    tapes: list[Tape] = [[], []]
+    assert torch.equal(careful.forward(x, tapes[0]), plain.forward(x, tapes[1]))
+    assert not torch.equal(plain.forward(x), exact.forward(x))
+    dx = [layer.backward(torch.ones(1, 8, 8, 16).bfloat16(), tape) for layer, tape in zip((careful, plain), tapes, strict=True)]
+    assert torch.equal(*dx)
 
 
 def test_an_exact_layer_multiplies_in_float32_and_rounds_what_it_hands_on(generator: torch.Generator) -> None:
