@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core import hardware, noise, weights
 from core.networks import MULTIPLE
-from core.nn import Module
+from core.nn import Module, Sequential
 from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
 from core.weights import Card
@@ -98,6 +98,7 @@ class Denoiser:
         self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype, grey: Module | None = None
     ) -> None:
         def ready(network: Module) -> Module:
+            network = network.lean() if isinstance(network, Sequential) else network
             return network.to(device, torch.float32).multiply_in(dtype, hardware.activations(dtype, device))
 
         self.network = ready(network)

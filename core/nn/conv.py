@@ -106,6 +106,18 @@ class Conv2d(Module):
         self.inference_factors = finer if self.careful else self.factors
         return self
 
+    def cut(self, in_channels: list[int] | None = None, out_channels: list[int] | None = None) -> Conv2d:
+        """The same layer between those of its channels alone, told by their numbers."""
+        weight = self.weight if in_channels is None else self.weight[:, :, in_channels]
+        weight = weight if out_channels is None else weight[..., out_channels]
+        C, F = weight.shape[2:]
+        has_bias = self.bias is not None
+        layer = Conv2d(C, F, self.kernel, self.stride, self.padding, bias=has_bias, exact=self.exact, careful=self.careful)
+        layer.weight = weight.contiguous()
+        if self.bias is not None:
+            layer.bias = self.bias if out_channels is None else self.bias[out_channels]
+        return layer
+
     def reach(self, step: int = 1) -> tuple[int, int]:
         return max(max(P, K - 1 - P) for K, P in zip(self.kernel, self.padding, strict=True)) * step, max(self.stride) * step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from core.nn.activation import ReLU, masked
 from core.nn.conv import Conv2d
 from core.nn.module import Module, Tape, finished
+
+VECTOR = 16
+"""Channels that a vector of the kernels holds at most."""
 
 
 class _Link(NamedTuple):
@@ -79,6 +83,14 @@ class Sequential(Module):
     def modules(self) -> Iterator[tuple[str, Module]]:
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
+    def lean(self) -> Sequential:
+        """The same function, without what adds nothing: in residual blocks, channels whose every weight in the last convolution is zero.
+
+        With no other channel, the block is left out; the weights may be new tensors. For inference: names are those of other layers.
+        """
+        kept = [layer for layer in self.layers if not (isinstance(layer, Residual) and layer.used() == [])]
+        return type(self)(*(layer.lean() if isinstance(layer, Sequential) else layer for layer in kept))
+
     def reach(self, step: int = 1) -> tuple[int, int]:
         total = 0
         for layer in self.layers:
@@ -92,6 +104,27 @@ class Residual(Sequential):
 
     def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
         return finished(super().forward_then(x, tape, x), addend, relu)
+
+    def used(self) -> list[int] | None:
+        """Of a residual block, the channels between its convolutions that the last one reads; None of anything else."""
+        if [type(layer) for layer in self.layers] != [Conv2d, ReLU, Conv2d]:
+            return None
+        last = self.layers[2]
+        assert isinstance(last, Conv2d)
+        if last.bias is not None and last.bias.any():
+            return [*range(last.in_channels)]
+        return [i for i, weights in enumerate(last.weight.transpose(0, 2)) if weights.any()]
+
+    def lean(self) -> Sequential:
+        used = self.used()
+        if used is None:
+            return super().lean()
+        first, relu, last = self.layers
+        assert isinstance(first, Conv2d)
+        assert isinstance(last, Conv2d)
+        others = (i for i in range(last.in_channels) if i not in used)
+        kept = sorted([*used, *itertools.islice(others, -len(used) % VECTOR)])  # what the kernels compute anyway
+        return Residual(first.cut(out_channels=kept), relu, last.cut(in_channels=kept)) if len(kept) < last.in_channels else self
 
     def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
         # y = x + f(x)
