@@ -21,7 +21,7 @@ class Conv2d(Module):
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
     nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
-    `multiply_in` says, and only what it hands on is rounded; a `careful` one at inference, without a tape.
+    `multiply_in` says, and only what it hands on is rounded; for a `careful` one kernels do so at inference, where it costs little.
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class Conv2d(Module):
         self.dbias: Tensor | None = None
         self.weights = ("weight", "bias") if bias else ("weight",)
         self.factors: torch.dtype | None = None
-        self.inference_factors: torch.dtype | None = None
         self.yields: torch.dtype | None = None
         self.packs = Packs()
 
@@ -66,7 +65,8 @@ class Conv2d(Module):
             self.bias,
             self.stride,
             self._border(),
-            factors=self.inference_factors if tape is None else self.factors,
+            factors=self.factors,
+            careful=self.careful and tape is None,
             yields=self.yields,
             addends=_some(addend),
             relu=relu,
@@ -99,11 +99,10 @@ class Conv2d(Module):
         self.announce()
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
-        finer = factors and torch.promote_types(factors, torch.float32)
         if self.exact:
-            self.yields = activations
-        self.factors = finer if self.exact else factors
-        self.inference_factors = finer if self.careful else self.factors
+            self.factors, self.yields = factors and torch.promote_types(factors, torch.float32), activations
+        else:
+            self.factors = factors
         return self
 
     def cut(self, in_channels: list[int] | None = None, out_channels: list[int] | None = None) -> Conv2d:

@@ -46,6 +46,7 @@ def convolve(
     border: Border,
     *,
     factors: torch.dtype | None = None,
+    careful: bool = False,
     yields: torch.dtype | None = None,
     scale: Pair = (1, 1),
     crop: Border = NO_BORDER,
@@ -57,11 +58,13 @@ def convolve(
 ) -> Tensor:
     """`products.convolve`, then depth-to-space by `scale` and a crop, `+` up to two addends, ReLU, and 0 where `mask` is not above 0.
 
-    factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. packs: where the layer
-    keeps its weights prepared, or None to prepare them for this call alone. out: where the result is written, else it is returned.
+    factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. careful: kernels, of
+    which float32's are half as fast as bfloat16's, multiply in float32; products, which would be a quarter as fast, as they are told.
+    packs: where the layer keeps its weights prepared, or None to prepare them for this call alone. out: where the result is written, else
+    it is returned.
     """
     factors = factors or x.dtype
-    kernel = _kernel(x, factors) if scale[0] == scale[1] else None
+    kernel = _kernel(x, _finer(factors) if careful else factors) if scale[0] == scale[1] else None
     if kernel is not None:
         fast, own = _winograd(weight, stride), kernel
         packed = (packs or Packs()).get(own.name, weight, lambda: own.pack(weight, fast))
@@ -125,13 +128,15 @@ def by_rows(
     sides: Pair,
     *,
     factors: torch.dtype | None,
+    careful: bool,
     yields: torch.dtype | None,
     scale: int,
     relu: bool,
     packs: Packs,
 ) -> ByRows:
     """`convolve` for one picture that comes by rows, of the width, dtype and device of `like` (N, R, W, C), in a border of `sides`."""
-    kernel = _kernel(like, factors or like.dtype)
+    factors = factors or like.dtype
+    kernel = _kernel(like, _finer(factors) if careful else factors)
     if kernel is not None:
         fast, own = _winograd(weight, stride), kernel
         packed = packs.get(own.name, weight, lambda: own.pack(weight, fast))
@@ -288,6 +293,10 @@ FEWEST = 12
 
 def _kernel(x: Tensor | Ring, factors: torch.dtype) -> kernels.Kernels | None:
     return kernels.take(factors, x.data.device) if x.dtype in (torch.float32, torch.bfloat16) else None
+
+
+def _finer(factors: torch.dtype) -> torch.dtype:
+    return torch.promote_types(factors, torch.float32)
 
 
 def _winograd(weight: Tensor, stride: Pair) -> bool:
