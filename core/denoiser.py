@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core import hardware, noise, weights
 from core.networks import MULTIPLE
-from core.nn import Module, Sequential
+from core.nn import Module
 from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
 from core.weights import Card
@@ -98,8 +98,7 @@ class Denoiser:
         self, network: Module, card: Card, name: str, device: torch.device, dtype: torch.dtype, grey: Module | None = None
     ) -> None:
         def ready(network: Module) -> Module:
-            network = network.lean() if isinstance(network, Sequential) else network
-            return network.to(device, torch.float32).multiply_in(dtype, hardware.activations(dtype, device))
+            return network.lean().to(device, torch.float32).multiply_in(dtype, hardware.activations(dtype, device))
 
         self.network = ready(network)
         self._for_grey = self.network if grey is None else ready(grey)
@@ -135,8 +134,8 @@ class Denoiser:
         sigma: the noise's standard deviation in [0, 1] image units, or None to take `estimate`'s, or let a blind network find it. strength:
         multiplies it, and of what a blind network finds, the share that is taken away, above 1 in a second pass; 0 gives the input back bit
         for bit. A large 8-bit picture in which a blind network finds less noise than a step comes back so too, see `is_clean`. keep_going:
-        asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and rows, pass
-        through the network at once; the result is the same whatever they are.
+        asked before each strip; Cancelled is raised when it says no. band, strip: how many columns, and rows, pass through the network at
+        once; the result is the same whatever they are.
         """
         _check(pixels)
         return self._denoise(pixels, sigma, strength, _empty(pixels), _Way(noise.is_grey(pixels), keep_going, band, strip))[0]

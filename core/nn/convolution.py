@@ -66,15 +66,13 @@ def convolve(
     factors = factors or x.dtype
     kernel = _kernel(x, _finer(factors) if careful else factors) if scale[0] == scale[1] else None
     if kernel is not None:
-        fast, own = _winograd(weight, stride), kernel
-        packed = (packs or Packs()).get(own.name, weight, lambda: own.pack(weight, fast))
         return kernel.convolve(
             x,
-            packed,
+            _packed(kernel, weight, stride, packs or Packs()),
             _shape(weight),
             stride,
             border,
-            winograd=fast,
+            winograd=_winograd(weight, stride),
             bias=bias,
             scale=scale[0],
             crop=crop,
@@ -138,9 +136,8 @@ def by_rows(
     factors = factors or like.dtype
     kernel = _kernel(like, _finer(factors) if careful else factors)
     if kernel is not None:
-        fast, own = _winograd(weight, stride), kernel
-        packed = packs.get(own.name, weight, lambda: own.pack(weight, fast))
-        return own.plan(packed, _shape(weight), like.shape[2], stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu)
+        packed, fast = _packed(kernel, weight, stride, packs), _winograd(weight, stride)
+        return kernel.plan(packed, _shape(weight), like.shape[2], stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu)
 
     def rows(x: Ring, ends: Pair, out: Ring, addends: Sequence[Ring]) -> None:
         convolve(
@@ -287,12 +284,18 @@ def data_gradient(
     return convolve(dy, turned, None, (1, 1), around, factors=factors, scale=stride, crop=crop, addends=addends, mask=mask)
 
 
+VECTOR = max(lanes for lanes, _ in kernels.SETS.values())
+"""Channels that the kernels compute at a time, at most."""
 FEWEST = 12
 """Channels in and out from which F(4x4, 3x3) is the faster way."""
 
 
 def _kernel(x: Tensor | Ring, factors: torch.dtype) -> kernels.Kernels | None:
     return kernels.take(factors, x.data.device) if x.dtype in (torch.float32, torch.bfloat16) else None
+
+
+def _packed(kernel: kernels.Kernels, weight: Tensor, stride: Pair, packs: Packs) -> Tensor:
+    return packs.get(kernel.name, weight, lambda: kernel.pack(weight, _winograd(weight, stride)))
 
 
 def _finer(factors: torch.dtype) -> torch.dtype:

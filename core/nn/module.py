@@ -123,6 +123,10 @@ class Module:
             inner.multiply_in(factors, activations)
         return self
 
+    def lean(self) -> Module:
+        """The same function, for inference, without what adds nothing; its weights may be new tensors, and have other names."""
+        return self
+
     def reach(self, step: int = 1) -> tuple[int, int]:
         """How far, in pixels of the network's input, an output pixel may look, and the output grid's step in such pixels.
 

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from core.nn.activation import ReLU, masked
 from core.nn.conv import Conv2d
+from core.nn.convolution import VECTOR
 from core.nn.module import Module, Tape, finished
-
-VECTOR = 16
-"""Channels that a vector of the kernels holds at most."""
 
 
 class _Link(NamedTuple):
@@ -84,12 +82,9 @@ class Sequential(Module):
         return ((str(i), layer) for i, layer in enumerate(self.layers))
 
     def lean(self) -> Sequential:
-        """The same function, without what adds nothing: in residual blocks, channels whose every weight in the last convolution is zero.
-
-        With no other channel, the block is left out; the weights may be new tensors. For inference: names are those of other layers.
-        """
+        """Without channels of residual blocks whose every weight in the last convolution is zero, and blocks that have no others."""
         kept = [layer for layer in self.layers if not (isinstance(layer, Residual) and layer.used() == [])]
-        return type(self)(*(layer.lean() if isinstance(layer, Sequential) else layer for layer in kept))
+        return type(self)(*(layer.lean() for layer in kept))
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         total = 0

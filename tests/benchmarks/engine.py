@@ -1,9 +1,9 @@
 """`python -m tests.benchmarks.engine [CBSD68/]`: this engine and torch.nn on the same network, weights and pictures, in turn.
 
 Equal first, timed second: each opponent's result is compared before any clock runs. Times are medians, and what counts is their ratio;
-what is quick is run several times in a turn, as by a service that gets one picture after the other. The
-opponents live in processes of their own, because autograd's thread would leave OpenMP with more workers than cores and slow both; they
-take turns, so that a busy machine slows all alike.
+what is quick is run several times in a turn, as by a service that gets one picture after the other. The opponents live in processes of
+their own, because autograd's thread would leave OpenMP with more workers than cores and slow both; they take turns, so that a busy machine
+slows all alike.
 
 Then float32 alone, by each instruction set that has it, beside torch.nn held to the same one; how the time of a megapixel grows with the
 picture; and, of the pictures in the folder that is named, how far the fast ways are from float32, with the weights that ship. `--only`
@@ -44,7 +44,6 @@ ACCURACY = (25.0, 50.0)
 PARTS = (*INFERENCE, *TRAINING, "sets", "growth", "accuracy")
 LEVEL = 25 / 255
 WEIGHTS = Path(__file__).parents[2] / "weights" / "gaussian.safetensors"
-
 TURN_SECONDS = 0.5
 
 
