@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Conv2d(Module):
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, Ho, Wo, F)
         return self.forward_then(x, tape)
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
         self._check(x)
         if tape is not None:
             tape.append(x)
@@ -68,7 +69,7 @@ class Conv2d(Module):
             factors=self.factors,
             careful=self.careful and tape is None,
             yields=self.yields,
-            addends=_some(addend),
+            addends=addends,
             relu=relu,
             packs=self.packs if tape is None else None,  # a step of training changes the weights: kept, they would only take memory
         )
@@ -76,7 +77,7 @@ class Conv2d(Module):
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
         return self.backward_then(dy, tape)
 
-    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None, rectified: bool = False) -> Tensor:
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = (), rectified: bool = False) -> Tensor:
         x: Tensor = tape[-1]
         self.derive(dy, tape)
         return convolution.data_gradient(
@@ -86,7 +87,7 @@ class Conv2d(Module):
             self._border(),
             (x.shape[1], x.shape[2]),
             factors=self.factors,
-            addends=_some(addend),
+            addends=addends,
             mask=x if rectified else None,
         )
 
@@ -166,7 +167,7 @@ class Upsampling(Conv2d):
         self.scale = _pair("scale", scale, 1)
         self.rows, self.columns = (_phases(*side) for side in zip(self.scale, self.kernel, self.padding, strict=True))
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
         self._check(x)  # (N, H, W, C) -> (N, H*S + 2*P - K + 1, ..., F)
         small = self._small()
         if tape is not None:
@@ -175,10 +176,10 @@ class Upsampling(Conv2d):
         (S, T), (H, W) = self.scale, self._size(x)
         crop = 0, -H % S, 0, -W % T
         return convolution.convolve(
-            x, small, bias, (1, 1), self._border_of(x), factors=self.factors, scale=self.scale, crop=crop, addends=_some(addend), relu=relu
+            x, small, bias, (1, 1), self._border_of(x), factors=self.factors, scale=self.scale, crop=crop, addends=addends, relu=relu
         )
 
-    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None, rectified: bool = False) -> Tensor:
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = (), rectified: bool = False) -> Tensor:
         x, small = tape.pop()
         (S, T), (H, W), border = self.scale, self._size(x), self._border_of(x)
         # y = depth_to_space(convolve(x, small))[:, :H, :W]
@@ -192,7 +193,7 @@ class Upsampling(Conv2d):
         self.announce()
         mask = x if rectified else None
         return convolution.data_gradient(
-            dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addends=_some(addend), mask=mask
+            dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addends=addends, mask=mask
         )
 
     derive = Module.derive  # not Conv2d's, which knows of no phases
@@ -236,7 +237,3 @@ def _pair(name: str, size: Size, least: int) -> Pair:
     if min(pair) < least:
         raise ValueError(f"{name} (={size}) must be at least {least}")
     return pair
-
-
-def _some(x: Tensor | None) -> list[Tensor]:
-    return [] if x is None else [x]

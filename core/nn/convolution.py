@@ -56,7 +56,7 @@ def convolve(
     packs: Packs | None = None,
     out: Ring | None = None,
 ) -> Tensor:
-    """`products.convolve`, then depth-to-space by `scale` and a crop, `+` up to two addends, ReLU, and 0 where `mask` is not above 0.
+    """`products.convolve`, then depth-to-space by `scale` and a crop, `+` up to ADDENDS addends, ReLU, and 0 where `mask` is not above 0.
 
     factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. careful: kernels, of
     which float32's are half as fast as bfloat16's, multiply in float32; products, which would be a quarter as fast, as they are told.
@@ -103,9 +103,7 @@ def convolve(
         y = products.depth_to_space(y, scale)
     if any(crop):
         y = products.pad(y, _negative(crop))
-    for addend in addends:
-        y = finished(y, addend.rows() if isinstance(addend, Ring) else addend)
-    y = finished(y, None, relu)
+    y = finished(y, [t.rows() if isinstance(t, Ring) else t for t in addends], relu)
     if mask is not None:
         y = masked(y, mask)
     y = y.to(yields or x.dtype)
@@ -273,7 +271,7 @@ def data_gradient(
     addends: Sequence[Tensor] = (),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The derivative of `convolve` by `x`, (N, *size, C), `+` up to two addends, and zero where `mask` is not above zero."""
+    """The derivative of `convolve` by `x`, (N, *size, C), `+` up to ADDENDS addends, and zero where `mask` is not above zero."""
     own = _kernel(dy, factors or dy.dtype)
     around, crop = products.transposed_border((weight.shape[0], weight.shape[1]), stride, border, size, (dy.shape[1], dy.shape[2]))
     if own is not None and _winograd(weight, stride):
@@ -284,6 +282,8 @@ def data_gradient(
     return convolve(dy, turned, None, (1, 1), around, factors=factors, scale=stride, crop=crop, addends=addends, mask=mask)
 
 
+ADDENDS = 2
+"""So many a convolution adds before its one store."""
 VECTOR = max(lanes for lanes, _ in kernels.SETS.values())
 """Channels that the kernels compute at a time, at most."""
 FEWEST = 12

@@ -53,13 +53,13 @@ class Module:
         """As `backward`, without the derivative by the input: for a whole network, whose input nobody trains."""
         self.backward(dy, tape)
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
-        """`y = f(x) + addend`, then `max(y, 0)`. A layer that can do both before it stores its output does."""
-        return finished(self.forward(x, tape), addend, relu)
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        """`y = f(x) + addends`, then `max(y, 0)`. A layer that can do both before it stores its output does."""
+        return finished(self.forward(x, tape), addends, relu)
 
-    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
-        """`backward`, then `dx + addend`."""
-        return finished(self.backward(dy, tape), addend)
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
+        """`backward`, then `dx + addends`."""
+        return finished(self.backward(dy, tape), addends)
 
     def __call__(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         return self.forward(x, tape)
@@ -136,9 +136,9 @@ class Module:
         return 0, step
 
 
-def finished(y: Tensor, addend: Tensor | None = None, relu: bool = False) -> Tensor:
-    """`y + addend`, then `max(y, 0)`."""
-    if addend is not None:
+def finished(y: Tensor, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+    """`y + addends`, then `max(y, 0)`."""
+    for addend in addends:
         if y.shape != addend.shape:
             raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(addend.shape)}: the layers of a Residual must keep the shape")
         y = y + addend

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.nn.activation import ReLU, masked
 from core.nn.conv import Conv2d
-from core.nn.convolution import VECTOR
+from core.nn.convolution import ADDENDS, VECTOR
 from core.nn.module import Module, Tape, finished
 
 
@@ -40,24 +40,24 @@ class Sequential(Module):
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         return self.forward_then(x, tape)
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
         for i, link in enumerate(self._links):
             if link.relu:
-                x = link.layer.forward_then(x, tape, None, True)
+                x = link.layer.forward_then(x, tape, (), True)
                 if tape is not None:
                     tape.append(x)
             elif i == len(self._links) - 1:
-                return link.layer.forward_then(x, tape, addend, relu)
+                return link.layer.forward_then(x, tape, addends, relu)
             else:
                 x = link.layer.forward(x, tape)
-        return finished(x, addend, relu)
+        return finished(x, addends, relu)
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
         return self.backward_then(dy, tape)
 
-    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
         dy = self._backward_to_first(dy, tape)
-        return self._links[0].layer.backward_then(dy, tape, addend) if self._links else finished(dy, addend)
+        return self._links[0].layer.backward_then(dy, tape, addends) if self._links else finished(dy, addends)
 
     def derive(self, dy: Tensor, tape: Tape) -> None:
         dy = self._backward_to_first(dy, tape)
@@ -75,7 +75,7 @@ class Sequential(Module):
             if i == 0:
                 break
             done = self._links[i - 1].relu and isinstance(layer, Conv2d)
-            dy = layer.backward_then(dy, tape, None, True) if isinstance(layer, Conv2d) and done else layer.backward(dy, tape)
+            dy = layer.backward_then(dy, tape, (), True) if isinstance(layer, Conv2d) and done else layer.backward(dy, tape)
         return dy
 
     def modules(self) -> Iterator[tuple[str, Module]]:
@@ -97,8 +97,10 @@ class Sequential(Module):
 class Residual(Sequential):
     """`y = x + f(x)`, `f` being the layers inside: a residual block (He et al. 2016), or a U-Net's level with an additive skip."""
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
-        return finished(super().forward_then(x, tape, x), addend, relu)
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        if len(addends) < ADDENDS:
+            return super().forward_then(x, tape, [x, *addends], relu)
+        return finished(super().forward_then(x, tape, [x]), addends, relu)
 
     def used(self) -> list[int] | None:
         """Of a residual block, the channels between its convolutions that the last one reads; None of anything else."""
@@ -121,9 +123,11 @@ class Residual(Sequential):
         kept = sorted([*used, *itertools.islice(others, -len(used) % VECTOR)])  # what the kernels compute anyway
         return Residual(first.cut(out_channels=kept), relu, last.cut(in_channels=kept)) if len(kept) < last.in_channels else self
 
-    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
         # y = x + f(x)
-        return finished(super().backward_then(dy, tape, dy), addend)
+        if len(addends) < ADDENDS:
+            return super().backward_then(dy, tape, [dy, *addends])
+        return finished(super().backward_then(dy, tape, [dy]), addends)
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         return super().reach(step)[0], step
@@ -132,16 +136,16 @@ class Residual(Sequential):
 class Concat(Sequential):
     """`y = [x, f(x)]` side by side along the channels: a U-Net's level with a concatenating skip (Ronneberger et al. 2015)."""
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addend: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
         y = torch.cat((x, super().forward_then(x, tape)), 3)  # (N, H, W, C) -> (N, H, W, C + F)
         if tape is not None:
             tape.append(x.shape[3])
-        return finished(y, addend, relu)
+        return finished(y, addends, relu)
 
-    def backward_then(self, dy: Tensor, tape: Tape, addend: Tensor | None = None) -> Tensor:
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
         # y = [x, f(x)]
         C = tape.pop()
-        return finished(super().backward_then(dy[..., C:], tape) + dy[..., :C], addend)
+        return finished(super().backward_then(dy[..., C:], tape) + dy[..., :C], addends)
 
     derive = Module.derive  # only `backward` knows that the layers get a part of dy
 

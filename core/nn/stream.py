@@ -99,7 +99,9 @@ class Stream:
     def _lay(self, module: Module, x: Rows, addends: list[Rows]) -> Rows:
         """Appends the steps from `x` to the rows that are returned; `addends` are to be added to them."""
         if isinstance(module, Residual):
-            return self._chain(module, x, [x, *addends])
+            at_once = addends if len(addends) < convolution.ADDENDS else []
+            y = self._chain(module, x, [x, *at_once])
+            return y if at_once else self._added(y, addends)
         if isinstance(module, Sequential) and not isinstance(module, Concat):
             return self._chain(module, x, addends)
         if isinstance(module, Conv2d) and not isinstance(module, Upsampling):
@@ -213,9 +215,7 @@ class Stream:
             first, stop = y.stop, x.stop
             if stop <= first:
                 return False
-            total = x.read(first, stop).rows()
-            for rows in addends:
-                total = finished(total, rows.read(first, stop).rows())
+            total = finished(x.read(first, stop).rows(), [rows.read(first, stop).rows() for rows in addends])
             y.write(stop - first, total).put(total)
             for rows, reader in readers:
                 rows.needed[reader] = stop

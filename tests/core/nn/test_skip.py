@@ -20,6 +20,9 @@ CONTAINERS: dict[str, Callable[[torch.Generator, type[ReLU]], Module]] = {
     "Residual in Residual": lambda g, relu: Residual(
         Residual(Conv2d(3, 3, 3, padding=1, generator=g), Sigmoid()), Conv2d(3, 12, 2, stride=2, generator=g), DepthToSpace(2)
     ),
+    "Residuals in Residuals, more than are added at once": lambda g, relu: Residual(
+        Residual(Residual(Residual(Conv2d(3, 3, 3, padding=1, generator=g)), Conv2d(3, 3, 1, generator=g), relu()))
+    ),
     "Concat in Concat": lambda g, relu: Concat(
         Conv2d(3, 2, 2, stride=2, generator=g), Concat(Sigmoid()), NearestUpsampling(2), Conv2d(4, 2, 5, padding=2, generator=g)
     ),

@@ -31,6 +31,7 @@ def networks(g: torch.Generator) -> dict[str, Module]:
         "a shuffle in a skip": Residual(SpaceToDepth(2), Conv2d(16, 16, 3, padding=1, generator=g), DepthToSpace(2)),
         "a ReLU last in a skip": Residual(same(4), ReLU()),
         "an identity with a skip": Residual(),
+        "skips in skips, more than are added at once": Residual(Residual(Residual(Residual(same(4))))),
         "blocks": Sequential(Conv2d(4, 16, 3, padding=1, generator=g), block(16), block(16)),
         "levels": Sequential(
             Conv2d(4, 16, 3, padding=1, generator=g),
