@@ -130,13 +130,12 @@ class Kernels:
         A, B, C, F = weight.shape
         if not winograd:
             packed = torch.empty(_up(A * B * C, 2) * _up(F, self.lanes), dtype=self.factors)
-            self._run("direct_weights", weight.data_ptr(), packed.data_ptr(), A * B * C, F)
+            self._run("direct_weights", weight.data_ptr(), packed.data_ptr(), A * B * C, F, False)
             return packed
         if turned:
-            weight = weight.flip(0, 1).transpose(2, 3).contiguous()
             C, F = F, C
         packed = torch.empty(POINTS * self._point(C, F), dtype=self.factors)
-        self._run("winograd_weights", weight.data_ptr(), packed.data_ptr(), C, F)
+        self._run("winograd_weights", weight.data_ptr(), packed.data_ptr(), C, F, turned)
         return packed
 
     def convolve(
@@ -203,10 +202,19 @@ class Kernels:
         self._run("winograd_gradient", *given, N, H, W, C, F, Ho, Wo, border[0], border[2], shares)
         return dw
 
+    def adam(
+        self, value: Tensor, moments: tuple[Tensor, Tensor], derivative: Tensor, betas: tuple[float, float], step: int, lr: float, epsilon: float
+    ) -> None:
+        """`core.nn.optim.Adam`'s update number `step` of `value` and its moments, in place; all are contiguous and float32."""
+        m, v = moments
+        b1, b2 = betas
+        factors = 1 - b1, b2, 1 - b2**step, lr / (1 - b1**step), epsilon
+        self._run("adam", value.data_ptr(), m.data_ptr(), v.data_ptr(), derivative.data_ptr(), *factors, value.numel())
+
     def _point(self, C: int, F: int) -> int:
         return _up(C, self.lanes) * _up(F, self.lanes) + 32
 
-    def _run(self, what: str, *fields: _Rows | int | None) -> None:
+    def _run(self, what: str, *fields: _Rows | float | None) -> None:
         """All fields of jobs.h's structure but those that it fills in itself; the tensors behind pointers are the caller's to keep."""
         self._call[what](ctypes.byref(_JOBS[what](*fields, torch.get_num_threads())))
 
@@ -275,17 +283,18 @@ class _Rows(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("rows", "first", "half"))]
 
 
-def _job(rows: str, pointers: str, numbers: str) -> type[ctypes.Structure]:
-    kinds = (_Rows, rows), (ctypes.c_void_p, pointers), (ctypes.c_long, numbers)
+def _job(rows: str, pointers: str, numbers: str, fractions: str = "") -> type[ctypes.Structure]:
+    kinds = (_Rows, rows), (ctypes.c_void_p, pointers), (ctypes.c_float, fractions), (ctypes.c_long, numbers)
     return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
 
 
-_WEIGHTS = _job("", "w u", "C F threads next")
+_WEIGHTS = _job("", "w u", "C F turned threads next")
 _CONVOLUTION = _job(
     "x y addend another mask",
     "u bias",
     "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
 )
+_ADAM = _job("", "value m v d", "n threads next", "first second grown rate epsilon")
 _GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left shares threads next")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
@@ -293,6 +302,7 @@ _JOBS = {
     "winograd": _CONVOLUTION,
     "direct": _CONVOLUTION,
     "winograd_gradient": _GRADIENT,
+    "adam": _ADAM,
 }
 """As in jobs.h."""
 

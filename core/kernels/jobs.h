@@ -8,9 +8,9 @@ typedef struct {
 } clearfold_rows;
 
 typedef struct {
-  const float *w; /* (3, 3, C, F), or (C, F) for any other kernel */
+  const float *w; /* (3, 3, C, F), or (C, F) for any other kernel; if `turned`, (3, 3, F, C), to be turned by 180 degrees */
   void *u;        /* the packed factors */
-  long C, F, threads, next;
+  long C, F, turned, threads, next;
 } clearfold_weights;
 
 typedef struct {
@@ -30,6 +30,13 @@ typedef struct {
   float *du, *dw;       /* (shares, 36, C, F), channels rounded up to whole vectors; (3, 3, C, F) */
   long N, H, W, C, F, Ho, Wo, top, left, shares, threads, next; /* shares: of the tiles, each summed up by itself */
 } clearfold_gradient;
+
+typedef struct {
+  float *value, *m, *v;
+  const float *d;
+  float first, second, grown, rate, epsilon; /* 1 - b1, b2, 1 - b2^step, lr / (1 - b1^step) */
+  long n, threads, next;
+} clearfold_adam;
 
 /* Where row i of picture n begins, in elements. */
 static inline long clearfold_row(const clearfold_rows *x, long n, long i, long width) {

@@ -5,4 +5,5 @@
 #include "product.h"
 #include "winograd.h"
 #include "direct.h"
+#include "adam.h"
 CLEARFOLD_POP

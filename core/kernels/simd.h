@@ -75,6 +75,8 @@ INLINE void store_bf16(bf16 *p, vec x) { /* to nearest even; NaN stays NaN */
 INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 INLINE vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 INLINE vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+INLINE vec quotient(vec a, vec b) { return _mm256_div_ps(a, b); }
+INLINE vec root(vec a) { return _mm256_sqrt_ps(a); }
 INLINE vec fma_(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }   /*  a * b + c */
 INLINE vec fnma_(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); } /* -a * b + c */
 INLINE vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }    /* the second operand, if one is NaN */
@@ -106,6 +108,8 @@ INLINE void store_bf16(bf16 *p, vec x) { /* to nearest even; NaN stays NaN */
 INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 INLINE vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 INLINE vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec quotient(vec a, vec b) { return _mm512_div_ps(a, b); }
+INLINE vec root(vec a) { return _mm512_sqrt_ps(a); }
 INLINE vec fma_(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }   /*  a * b + c */
 INLINE vec fnma_(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); } /* -a * b + c */
 INLINE vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }    /* the second operand, if one is NaN */
@@ -170,6 +174,9 @@ INLINE void store_bf16_n(bf16 *p, vec x, long n) {
   store_bf16(t, x);
   memcpy(p, t, n * sizeof(bf16));
 }
+INLINE vec load_at(const char *p, int half) { return half ? load_bf16((const bf16 *)p) : load((const float *)p); }
+/* Nothing is known of this number any more: it stays in its register, where the compiler would compute it anew. */
+#define HIDE(x) __asm__("" : "+r"(x))
 /* An activation: float, or bfloat16 where `half` says so; i counts elements. */
 INLINE vec load_any(const void *p, long i, long n, int half) { return half ? load_bf16_n((const bf16 *)p + i, n) : load_n((const float *)p + i, n); }
 INLINE void store_any(void *p, long i, vec x, long n, int half) { if (half) store_bf16_n((bf16 *)p + i, x, n); else store_n((float *)p + i, x, n); }

@@ -74,18 +74,24 @@ INLINE vec NAME(pixel)(const clearfold_rows *x, int half, long H, long W, long C
 /* A 6x6 window at its points, v[i * 6 + j] = (Bt d B)[first + i][j] for i < count, in the channels c..c+VW. */
 INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, long W, long C, place at, long c, vec *v, const int first, const int count) {
   vec t[POINTS], d[WINDOW], all_six[WINDOW];
-  if (at.i >= 0 && at.j >= 0 && at.i + WINDOW <= H && at.j + WINDOW <= W && c + VW <= C) {
-    long rows[WINDOW];
-    for (int a = 0; a < WINDOW; a++) rows[a] = clearfold_row(x, at.n, at.i + a, W * C) + at.j * C + c;
+  long size = half ? sizeof(bf16) : sizeof(float), row = W * C * size, pixel = C * size, three = 3 * row, five = 5 * row;
+  long first_row = clearfold_row(x, at.n, at.i, W * C), last_row = clearfold_row(x, at.n, at.i + WINDOW - 1, W * C);
+  if (at.i >= 0 && at.j >= 0 && at.i + WINDOW <= H && at.j + WINDOW <= W && c + VW <= C && last_row - first_row == (WINDOW - 1) * W * C) {
+    const char *from = (const char *)x->data + (first_row + at.j * C + c) * size;
 #pragma GCC unroll 6
     for (int b = 0; b < WINDOW; b++) {
-#pragma GCC unroll 6
-      for (int a = 0; a < WINDOW; a++) d[a] = load_any(x->data, rows[a] + b * C, VW, half);
+      d[0] = load_at(from, half), d[1] = load_at(from + row, half), d[2] = load_at(from + 2 * row, half);
+      d[3] = load_at(from + three, half), d[4] = load_at(from + 4 * row, half), d[5] = load_at(from + five, half);
       to_points(d, 1, all_six, 1);
 #pragma GCC unroll 6
       for (int i = 0; i < count; i++) t[i * WINDOW + b] = all_six[first + i];
-#pragma GCC unroll 6
-      for (int a = 0; a < WINDOW && b >= WINDOW - TILE; a++) prefetch_any(x->data, rows[a] + (b + TILE) * C, half); /* the next tile's */
+      if (count == WINDOW && b >= WINDOW - TILE) { /* the next tile's; for a weight gradient they are near already */
+        const char *beside = from + TILE * pixel;
+        _mm_prefetch(beside, _MM_HINT_T0), _mm_prefetch(beside + row, _MM_HINT_T0), _mm_prefetch(beside + 2 * row, _MM_HINT_T0);
+        _mm_prefetch(beside + three, _MM_HINT_T0), _mm_prefetch(beside + 4 * row, _MM_HINT_T0), _mm_prefetch(beside + five, _MM_HINT_T0);
+      }
+      from += pixel;
+      HIDE(from);
     }
   } else {
     for (int b = 0; b < WINDOW; b++) {
@@ -103,6 +109,17 @@ INLINE long NAME(point)(long Cp, long Fp) { return Cp * Fp + 32; }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------------------------- */
 
+/* The 3x3 weights from channel c + i to the channels f..f+VW, w[i * 9 + a * 3 + b] for i < VW, zeros where there are no such channels. */
+static void NAME(turned_weights)(const clearfold_weights *job, long c, long f, vec *w) {
+  float rows[VW][VW], columns[VW][VW];
+  for (int ab = 0; ab < 9; ab++) {
+    for (long j = 0; j < VW; j++) store(rows[j], f + j < job->F ? load_n(job->w + ((8 - ab) * job->F + f + j) * job->C + c, job->C - c) : zero());
+    for (int i = 0; i < VW; i++)
+      for (int j = 0; j < VW; j++) columns[i][j] = rows[j][i];
+    for (int i = 0; i < VW; i++) w[i * 9 + ab] = load(columns[i]);
+  }
+}
+
 /* w -> u = G w Gt, packed as the products read it: for each point, for each chunk of columns, [C/PAIR][columns][PAIR]. */
 static void NAME(winograd_weights_body)(void *p) {
   clearfold_weights *job = p;
@@ -111,11 +128,14 @@ static void NAME(winograd_weights_body)(void *p) {
   for (long f; (f = clearfold_next(&job->next, Fp / VW)) >= 0;) {
     f *= VW;
     long chunk = f / (COLUMNS * VW) * (COLUMNS * VW), width = Fp - chunk < COLUMNS * VW ? Fp - chunk : COLUMNS * VW, n = F - f < VW ? F - f : VW;
+    vec turned[VW * 9];
     for (long c = 0; c < Cp; c += PAIR) {
       vec both[2][POINTS];
+      if (job->turned && c % VW == 0) NAME(turned_weights)(job, c, f, turned);
       for (int q = 0; q < PAIR; q++) {
         vec w[9], t[18];
-        for (int ab = 0; ab < 9; ab++) w[ab] = c + q < C ? load_n(job->w + (ab * C + c + q) * F + f, n) : zero();
+        for (int ab = 0; ab < 9; ab++)
+          w[ab] = job->turned ? turned[(c % VW + q) * 9 + ab] : c + q < C ? load_n(job->w + (ab * C + c + q) * F + f, n) : zero();
         for (int i = 0; i < WINDOW; i++)
           for (int b = 0; b < 3; b++) t[i * 3 + b] = fma_(all(G[i][2]), w[6 + b], fma_(all(G[i][1]), w[3 + b], mul(all(G[i][0]), w[b])));
         for (int i = 0; i < WINDOW; i++)
@@ -245,7 +265,7 @@ void NAME(winograd)(clearfold_convolution *job) {
  * no faster than one.) v is [point][tile/PAIR][C][PAIR], d a product's right side: [point][columns][tile/PAIR][column][PAIR].
  */
 
-enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2, STRETCH = 128 }; /* tiles laid out at a time */
+enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2, STRETCH = 64 }; /* tiles laid out at a time */
 #if defined(CLEARFOLD_AMX)
 enum { TURNED = STRETCH }; /* its left sides have each channel's tiles side by side: those of one point are turned over before its product */
 #else
@@ -261,17 +281,16 @@ INLINE void NAME(block_at_points)(const clearfold_gradient *job, int half, place
   vec y[TILE], h[WINDOW * TILE], all_six[WINDOW];
   long Ho = job->Ho, Wo = job->Wo, F = job->F;
   if (at.i + TILE <= Ho && at.j + TILE <= Wo && f + VW <= F) {
-    long rows[TILE];
-    for (int a = 0; a < TILE; a++) rows[a] = clearfold_row(&job->dy, at.n, at.i + a, Wo * F) + at.j * F + f;
+    long size = half ? sizeof(bf16) : sizeof(float), row = Wo * F * size, three = 3 * row;
+    const char *from = (const char *)job->dy.data + (clearfold_row(&job->dy, at.n, at.i, Wo * F) + at.j * F + f) * size;
 #pragma GCC unroll 4
     for (int b = 0; b < TILE; b++) {
-#pragma GCC unroll 4
-      for (int a = 0; a < TILE; a++) y[a] = load_any(job->dy.data, rows[a] + b * F, VW, half);
+      y[0] = load_at(from, half), y[1] = load_at(from + row, half), y[2] = load_at(from + 2 * row, half), y[3] = load_at(from + three, half);
       to_points_adjoint(y, 1, all_six, 1);
 #pragma GCC unroll 6
       for (int i = 0; i < count; i++) h[i * TILE + b] = all_six[first + i];
-#pragma GCC unroll 4
-      for (int a = 0; a < TILE; a++) prefetch_any(job->dy.data, rows[a] + (b + TILE) * F, half);
+      from += F * size;
+      HIDE(from);
     }
   } else {
     for (int b = 0; b < TILE; b++) {
@@ -301,13 +320,25 @@ INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned,
 }
 #endif
 
+/* All channels of the 4x4 pixels from row i, column j of picture n of x (N, H, W, C), on their way into the caches. */
+INLINE void NAME(bring_block_near)(const clearfold_rows *x, int half, long H, long W, long C, place at) {
+  long size = half ? sizeof(bf16) : sizeof(float);
+  for (int a = 0; a < TILE && at.i + a < H; a++) {
+    const char *line = (const char *)x->data + (clearfold_row(x, at.n, at.i + a, W * C) + at.j * C) * size;
+    long bytes = (W - at.j < TILE ? W - at.j : TILE) * C * size;
+    for (long b = 0; b < bytes; b += 64) __builtin_prefetch(line + b);
+  }
+}
+
 /* Half of the points, from `first` on, of the tiles start..stop: laid out and multiplied, STRETCH at a time. */
 INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long start, long stop, const int first, const int x_half, const int dy_half) {
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = COLUMNS * VW, row = NAME(gradient_row)(Cp);
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE;
   long point_v = NAME(gradient_point)(STRETCH / PAIR, row * PAIR), point_d = NAME(gradient_point)(STRETCH, Fp);
   factor *v = clearfold_scratch((HALF * (point_v + point_d) + TURNED * Cp) * sizeof(factor)), *d = v + HALF * point_v, *turned = d + HALF * point_d;
-  for (long at_tile = start; at_tile < stop; at_tile += STRETCH) {
+  long pieces = (stop - start + STRETCH - 1) / STRETCH;
+  for (long piece = 0; piece < pieces; piece++) {
+    long at_tile = start + (first ? pieces - 1 - piece : piece) * STRETCH; /* two threads from both ends: each finds in the last cache what the other fetched */
     long count = stop - at_tile < STRETCH ? stop - at_tile : STRETCH, T = NAME(round_up)(count, PAIR);
     for (long t = 0; t < T / PAIR; t++) {
       vec both[2][HALF];
@@ -330,8 +361,14 @@ INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long s
         for (int k = 0; k < HALF; k++) store_pair(d + k * point_d + chunk * T + (t * width + f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
       }
     }
-    int more = at_tile > start;
+    int more = piece > 0;
+    long next = first ? at_tile - STRETCH : at_tile + STRETCH, behind = next < start ? 0 : stop - next < STRETCH ? stop - next : STRETCH;
     for (int k = 0; k < HALF; k++) {
+      for (long t = k * behind / HALF; t < (k + 1) * behind / HALF; t++) { /* memory has little to do meanwhile */
+        place at = place_of(next + t, across, down);
+        NAME(bring_block_near)(&job->x, x_half, job->H, job->W, job->C, at);
+        NAME(bring_block_near)(&job->dy, dy_half, job->Ho, job->Wo, job->F, at);
+      }
 #if defined(CLEARFOLD_AMX)
       for (long t = 0; t + DEPTH <= T; t += DEPTH)
         for (long c = 0; c < Cp; c += BLOCK) turn_block(v + k * point_v + (t / PAIR * row + c) * PAIR, row * PAIR, turned + c * STRETCH + t, STRETCH);
@@ -384,6 +421,7 @@ static void NAME(gradient_weights_body)(void *p) {
         for (int i = 0; i < WINDOW; i++) {
           const float *du = job->du + (i * WINDOW + j) * NAME(point)(Cp, Fp) + c * Fp + f;
           u[i] = load(du);
+          __builtin_prefetch(du + 4 * VW);
           for (long more = 1; more < job->shares; more++) u[i] = add(u[i], load(du + more * POINTS * NAME(point)(Cp, Fp)));
         }
         for (int a = 0; a < 3; a++) {

@@ -256,8 +256,9 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: B
 
 
 def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
-    """`dbias[f] = sum over n, i, j of dy[n, i, j, f]`, 0 where that is the sum in whatever order."""
-    return by_halves(lambda n: dy[n].sum((0, 1, 2), dtype=torch.float64).to(dtype), 0, len(dy), leaf())
+    """`dbias[f] = sum over n, i, j of dy[n, i, j, f]`: a row's in float32 at least, theirs in float64, so in nearly no order at all."""
+    rows = torch.promote_types(dy.dtype, torch.float32)  # float64 from the start would first write down each number as one
+    return by_halves(lambda n: dy[n].sum(2, dtype=rows).sum((0, 1), dtype=torch.float64).to(dtype), 0, len(dy), leaf())
 
 
 def data_gradient(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from core import kernels
 from core.nn.module import Parameter
 
 
@@ -59,6 +60,10 @@ class Adam:
                 self.moments[name] = torch.zeros_like(value), torch.zeros_like(value)
             m, v = self.moments[name]
             d = derivative.to(value.dtype)
+            own = kernels.take(value.dtype, value.device) if value.dtype == torch.float32 and value.is_contiguous() else None
+            if own is not None:
+                own.adam(value, (m, v), d.contiguous(), self.betas, self.step, self.lr, self.epsilon)
+                continue
             m.lerp_(d, 1 - b1)  # m = b1 * m + (1 - b1) * d
             v.mul_(b2).addcmul_(d, d, value=1 - b2)  # v = b2 * v + (1 - b2) * d * d
             root = (v / (1 - b2**self.step)).sqrt_().add_(self.epsilon)

@@ -183,6 +183,18 @@ def test_the_gradients_of_a_3x3_convolution_equal_autograds(
 
 
 @each_set
+@pytest.mark.parametrize("count", [1, 15, 16, 33, 40_000])
+def test_adams_update_is_its_formula(own: Kernels, count: int, threads: int, generator: torch.Generator) -> None:
+    value, m, v, d = torch.randn(4, count, generator=generator)
+    v.square_()
+    expected_m, expected_v = 0.9 * m.double() + 0.1 * d.double(), 0.99 * v.double() + 0.01 * d.double() ** 2
+    expected = value.double() - 0.01 / (1 - 0.9**7) * expected_m / ((expected_v / (1 - 0.99**7)).sqrt() + 1e-3)
+    own.adam(value, (m, v), d, (0.9, 0.99), 7, 0.01, 1e-3)
+    for got, right in ((m, expected_m), (v, expected_v), (value, expected)):
+        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-6)
+
+
+@each_set
 @pytest.mark.parametrize("winograd", [True, False], ids=["F(4x4, 3x3)", "direct"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_passed_on_and_not_far(own: Kernels, winograd: bool, value: float, generator: torch.Generator) -> None:

@@ -52,6 +52,8 @@ EMULATED __m512i chosen_of_two_(__m512i a, __m512i which, __m512i b) {
 EMULATED __m512i masked_int_(__m512i other, __mmask16 m, __m512i x) { i16 y; ALL(16) y[l] = m >> l & 1 ? ((i16)x)[l] : ((i16)other)[l]; return (__m512i)y; }
 EMULATED __m512 masked_(__mmask16 m, __m512 x) { f16 y; ALL(16) y[l] = m >> l & 1 ? x[l] : 0; return (__m512)y; }
 
+EMULATED __m512 rooted_(__m512 x) { f16 y; ALL(16) y[l] = __builtin_sqrtf(x[l]); return (__m512)y; }
+
 #define _mm512_setzero_ps() all_(0)
 #define _mm512_set1_ps all_
 #define _mm512_set1_epi32 all_int_
@@ -62,6 +64,8 @@ EMULATED __m512 masked_(__mmask16 m, __m512 x) { f16 y; ALL(16) y[l] = m >> l & 
 #define _mm512_add_ps(a, b) ((__m512)((f16)(a) + (f16)(b)))
 #define _mm512_sub_ps(a, b) ((__m512)((f16)(a) - (f16)(b)))
 #define _mm512_mul_ps(a, b) ((__m512)((f16)(a) * (f16)(b)))
+#define _mm512_div_ps(a, b) ((__m512)((f16)(a) / (f16)(b)))
+#define _mm512_sqrt_ps rooted_
 #define _mm512_fmadd_ps fused_
 #define _mm512_fnmadd_ps(a, b, c) fused_((__m512)(-(f16)(a)), b, c)
 #define _mm512_max_ps most_
