@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Tape, Upsampling
+from core.nn import Conv2d, Convolution, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Tape, Upsampling
 
 MULTIPLE = 8
 """Height and width of what the U-Net takes are multiples of this."""
@@ -97,4 +97,4 @@ def multiply_adds(network: Module, step: int = 1) -> float:
             total += multiply_adds(layer, step)
             step = layer.reach(step)[1]
         return total
-    return network.weight.numel() / network.reach(step)[1] ** 2 if isinstance(network, Conv2d) else 0.0
+    return network.weight.numel() / network.reach(step)[1] ** 2 if isinstance(network, Convolution) else 0.0

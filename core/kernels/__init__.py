@@ -202,8 +202,33 @@ class Kernels:
         self._run("winograd_gradient", *given, N, H, W, C, F, Ho, Wo, border[0], border[2], shares)
         return dw
 
+    def windows_gradient(self, x: Tensor, dy: Tensor, kernel: Pair, scale: int = 1) -> Tensor:
+        """That of a convolution with a stride as large as its kernel, (A, B, C, F) in float32, and depth-to-space by `scale` behind it.
+
+        `aligned` tells for which sizes; x: (N, down * A, across * B, C), dy: (N, down * scale, across * scale, F / scale**2).
+        """
+        (N, H, W, C), (A, B), F = x.shape, kernel, dy.shape[3] * scale**2
+        shares = torch.get_num_threads()
+        dw = torch.empty(shares, A, B, C, F)
+        x, dy = x.contiguous(), dy.contiguous()
+        self._run("windows_gradient", _rows(_ring(x)), _rows(_ring(dy)), dw.data_ptr(), N, H // A, W // B, A, B, C, scale, F, shares)
+        return dw.sum(0)
+
+    def aligned(self, x: Tensor, dy: Tensor, kernel: Pair, scale: int = 1) -> bool:
+        """Whether `windows_gradient` can be computed: windows fill the picture, and a row of one is whole vectors."""
+        (A, B), (_, H, W, C) = kernel, x.shape
+        grids = (dy.shape[1] // scale * A, dy.shape[2] // scale * B) == (H, W) and not (dy.shape[1] % scale or dy.shape[2] % scale)
+        return grids and B * C % self.lanes == 0 and scale * dy.shape[3] % self.lanes == 0
+
     def adam(
-        self, value: Tensor, moments: tuple[Tensor, Tensor], derivative: Tensor, betas: tuple[float, float], step: int, lr: float, epsilon: float
+        self,
+        value: Tensor,
+        moments: tuple[Tensor, Tensor],
+        derivative: Tensor,
+        betas: tuple[float, float],
+        step: int,
+        lr: float,
+        epsilon: float,
     ) -> None:
         """`core.nn.optim.Adam`'s update number `step` of `value` and its moments, in place; all are contiguous and float32."""
         m, v = moments
@@ -302,6 +327,7 @@ _JOBS = {
     "winograd": _CONVOLUTION,
     "direct": _CONVOLUTION,
     "winograd_gradient": _GRADIENT,
+    "windows_gradient": _job("x dy", "dw", "N down across A B C S F shares threads next"),
     "adam": _ADAM,
 }
 """As in jobs.h."""

@@ -32,6 +32,12 @@ typedef struct {
 } clearfold_gradient;
 
 typedef struct {
+  clearfold_rows x, dy; /* (N, down * A, across * B, C), (N, down * S, across * S, F / (S * S)) */
+  float *dw;            /* (shares, A * B * C, F) */
+  long N, down, across, A, B, C, S, F, shares, threads, next;
+} clearfold_windows_gradient;
+
+typedef struct {
   float *value, *m, *v;
   const float *d;
   float first, second, grown, rate, epsilon; /* 1 - b1, b2, 1 - b2^step, lr / (1 - b1^step) */

@@ -5,5 +5,6 @@
 #include "product.h"
 #include "winograd.h"
 #include "direct.h"
+#include "windows.h"
 #include "adam.h"
 CLEARFOLD_POP

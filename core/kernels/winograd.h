@@ -304,9 +304,9 @@ INLINE void NAME(block_at_points)(const clearfold_gradient *job, int half, place
 }
 
 #if defined(CLEARFOLD_AMX)
-/* `turned`: the left side turned over, as far as it fills the depth of AMX's products. */
+/* `turned`: the left side turned over, as far as it fills the depth of AMX's products, or NULL: then vectors multiply. */
 INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, const int columns) {
-  long deep = by.C / DEPTH * DEPTH;
+  long deep = turned ? by.C / DEPTH * DEPTH : 0;
   if (deep) NAME(product_of_rows)((NAME(pair_of_matrices)){turned, STRETCH, 1, by.u, deep}, du, along, more, rows, columns);
   NAME(product_of_rest)(by, deep, du, along, more, rows, columns);
 }
@@ -319,6 +319,17 @@ INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned,
   if (rows == 2) NAME(product_of)(by, du, along, more, 2, columns);
 }
 #endif
+
+static void NAME(gradient_columns)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, long columns) {
+  switch (columns) {
+    case 1: NAME(gradient_rows)(by, turned, du, along, more, rows, 1); break;
+    case 2: NAME(gradient_rows)(by, turned, du, along, more, rows, 2); break;
+#if !defined(CLEARFOLD_AVX2)
+    case 3: NAME(gradient_rows)(by, turned, du, along, more, rows, 3); break;
+    case 4: NAME(gradient_rows)(by, turned, du, along, more, rows, 4); break;
+#endif
+  }
+}
 
 /* All channels of the 4x4 pixels from row i, column j of picture n of x (N, H, W, C), on their way into the caches. */
 INLINE void NAME(bring_block_near)(const clearfold_rows *x, int half, long H, long W, long C, place at) {
@@ -377,14 +388,7 @@ INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long s
         long columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
         float *to = du + k * NAME(point)(Cp, Fp) + chunk;
         NAME(pair_of_matrices) by = {v + k * point_v, PAIR, row, d + k * point_d + chunk * T, T};
-        switch (columns) {
-          case 1: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 1); break;
-          case 2: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 2); break;
-#if !defined(CLEARFOLD_AVX2)
-          case 3: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 3); break;
-          case 4: NAME(gradient_rows)(by, turned, to, Fp, more, Cp, 4); break;
-#endif
-        }
+        NAME(gradient_columns)(by, turned, to, Fp, more, Cp, columns);
       }
     }
   }

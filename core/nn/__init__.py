@@ -1,7 +1,7 @@
 """The engine: layers with hand-written derivatives, losses and update rules, on plain tensors. No autograd, no library convolution."""
 
 from core.nn.activation import ReLU, Sigmoid
-from core.nn.conv import Conv2d, Upsampling
+from core.nn.conv import Conv2d, Convolution, Upsampling
 from core.nn.loss import L1, MSE, Censored, Charbonnier, LogMSE
 from core.nn.module import Module, Parameter, Rule, Tape
 from core.nn.optim import SGD, Adam, Muon, clip, norms
@@ -18,6 +18,7 @@ __all__ = [
     "Charbonnier",
     "Concat",
     "Conv2d",
+    "Convolution",
     "DepthToSpace",
     "LogMSE",
     "Module",

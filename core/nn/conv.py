@@ -17,13 +17,8 @@ Size = int | Pair
 """One number for both directions, or (rows, columns)."""
 
 
-class Conv2d(Module):
-    """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
-
-    Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
-    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
-    `multiply_in` says, and only what it hands on is rounded; for a `careful` one kernels do so at inference, where it costs little.
-    """
+class Convolution(Module):
+    """What Conv2d and Upsampling share: weights (K, K, C, F), a bias, and how they are multiplied."""
 
     def __init__(
         self,
@@ -55,49 +50,12 @@ class Conv2d(Module):
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:  # (N, H, W, C) -> (N, Ho, Wo, F)
         return self.forward_then(x, tape)
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
-        self._check(x)
-        if tape is not None:
-            tape.append(x)
-            self.dweight = self.dbias = None  # the last step's: they would lie beside all that this one keeps
-        return convolution.convolve(
-            x,
-            self.weight,
-            self.bias,
-            self.stride,
-            self._border(),
-            factors=self.factors,
-            careful=self.careful and tape is None,
-            yields=self.yields,
-            addends=addends,
-            relu=relu,
-            packs=self.packs if tape is None else None,  # a step of training changes the weights: kept, they would only take memory
-        )
-
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:  # (N, Ho, Wo, F) -> (N, H, W, C)
         return self.backward_then(dy, tape)
 
     def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = (), rectified: bool = False) -> Tensor:
-        x: Tensor = tape[-1]
-        self.derive(dy, tape)
-        return convolution.data_gradient(
-            dy,
-            self.weight,
-            self.stride,
-            self._border(),
-            (x.shape[1], x.shape[2]),
-            factors=self.factors,
-            addends=addends,
-            mask=x if rectified else None,
-        )
-
-    def derive(self, dy: Tensor, tape: Tape) -> None:
-        # y = convolve(x, weight) + bias: the first is linear in x and in weight, the second adds to every pixel
-        x: Tensor = tape.pop()
-        self.dweight = convolution.weight_gradient(x, dy, self.kernel, self.stride, self._border(), factors=self.factors)
-        if self.bias is not None:
-            self.dbias = convolution.bias_gradient(dy, self.dweight.dtype)
-        self.announce()
+        """`backward`, then `dx + addends`, then 0 where the input was not above 0, if it was `rectified` by the ReLU in front."""
+        raise NotImplementedError
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
         if self.exact:
@@ -106,23 +64,8 @@ class Conv2d(Module):
             self.factors = factors
         return self
 
-    def cut(self, in_channels: list[int] | None = None, out_channels: list[int] | None = None) -> Conv2d:
-        """The same layer between those of its channels alone, told by their numbers."""
-        weight = self.weight if in_channels is None else self.weight[:, :, in_channels]
-        weight = weight if out_channels is None else weight[..., out_channels]
-        C, F = weight.shape[2:]
-        has_bias = self.bias is not None
-        layer = Conv2d(C, F, self.kernel, self.stride, self.padding, bias=has_bias, exact=self.exact, careful=self.careful)
-        layer.weight = weight.contiguous()
-        if self.bias is not None:
-            layer.bias = self.bias if out_channels is None else self.bias[out_channels]
-        return layer
-
     def reach(self, step: int = 1) -> tuple[int, int]:
         return max(max(P, K - 1 - P) for K, P in zip(self.kernel, self.padding, strict=True)) * step, max(self.stride) * step
-
-    def _border(self) -> Border:
-        return self.padding[0], self.padding[0], self.padding[1], self.padding[1]
 
     def _grid(self, x: Tensor) -> Pair:
         """Rows and columns of the picture that the kernel moves over."""
@@ -140,7 +83,82 @@ class Conv2d(Module):
                 )
 
 
-class Upsampling(Conv2d):
+class Conv2d(Convolution):
+    """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
+
+    Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
+    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
+    `multiply_in` says, and only what it hands on is rounded; for a `careful` one kernels do so at inference, where it costs little.
+    """
+
+    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False, scale: int = 1) -> Tensor:
+        """`Module.forward_then` of the convolution and a depth-to-space by `scale` behind it; `backward_then` and `derive` likewise."""
+        self._check(x)
+        if tape is not None:
+            tape.append(x)
+            self.dweight = self.dbias = None  # the last step's: they would lie beside all that this one keeps
+        return convolution.convolve(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self._border(),
+            factors=self.factors,
+            careful=self.careful and tape is None,
+            yields=self.yields,
+            scale=(scale, scale),
+            addends=addends,
+            relu=relu,
+            packs=self.packs if tape is None else None,  # a step of training changes the weights: kept, they would only take memory
+        )
+
+    def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = (), rectified: bool = False, scale: int = 1) -> Tensor:
+        x: Tensor = tape[-1]
+        dy, scale = self._apart(dy, scale)
+        self.derive(dy, tape, scale)
+        return convolution.data_gradient(
+            dy,
+            self.weight,
+            self.stride,
+            self._border(),
+            (x.shape[1], x.shape[2]),
+            factors=self.factors,
+            scale=scale,
+            addends=addends,
+            mask=x if rectified else None,
+        )
+
+    def derive(self, dy: Tensor, tape: Tape, scale: int = 1) -> None:
+        # y = convolve(x, weight) + bias: the first is linear in x and in weight, the second adds to every pixel
+        x: Tensor = tape.pop()
+        dy, scale = self._apart(dy, scale)
+        self.dweight = convolution.weight_gradient(x, dy, self.kernel, self.stride, self._border(), factors=self.factors, scale=scale)
+        if self.bias is not None:
+            self.dbias = convolution.bias_gradient(dy, self.dweight.dtype)
+        self.announce()
+
+    def cut(self, in_channels: list[int] | None = None, out_channels: list[int] | None = None) -> Conv2d:
+        """The same layer between those of its channels alone, told by their numbers."""
+        weight = self.weight if in_channels is None else self.weight[:, :, in_channels]
+        weight = weight if out_channels is None else weight[..., out_channels]
+        C, F = weight.shape[2:]
+        has_bias = self.bias is not None
+        layer = Conv2d(C, F, self.kernel, self.stride, self.padding, bias=has_bias, exact=self.exact, careful=self.careful)
+        layer.weight = weight.contiguous()
+        if self.bias is not None:
+            layer.bias = self.bias if out_channels is None else self.bias[out_channels]
+        return layer
+
+    def _apart(self, dy: Tensor, scale: int) -> tuple[Tensor, int]:
+        """With phases side by side as channels and a scale of 1, unless a 1x1 kernel's derivatives are found where pixels lie."""
+        in_place = scale == 1 or (self.kernel == (1, 1) and self.bias is None)
+        return (dy, scale) if in_place else (products.space_to_depth(dy, (scale, scale)), 1)
+
+    def _border(self) -> Border:
+        return self.padding[0], self.padding[0], self.padding[1], self.padding[1]
+
+
+class Upsampling(Convolution):
     """Nearest-neighbour upsampling by `scale`, then a convolution of stride 1, in one step and without the large picture between them.
 
     Output row `i*S + r` meets through tap `a` the enlarged row `i*S + r + a - P`, a copy of the picture's row `i + (r + a - P) // S`. So
@@ -195,8 +213,6 @@ class Upsampling(Conv2d):
         return convolution.data_gradient(
             dphases, small, (1, 1), border, (x.shape[1], x.shape[2]), factors=self.factors, addends=addends, mask=mask
         )
-
-    derive = Module.derive  # not Conv2d's, which knows of no phases
 
     def reach(self, step: int = 1) -> tuple[int, int]:
         fine = -(-step // min(self.scale))

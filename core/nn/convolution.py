@@ -241,12 +241,22 @@ def _cropped(y: Tensor, rows: int, columns: int) -> Tensor:
     return y.reshape(N, down * S, across * T, F)[:, :rows, :columns]
 
 
-def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None) -> Tensor:
-    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`); in float32, the pictures are summed by halves."""
+def weight_gradient(
+    x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None, scale: int = 1
+) -> Tensor:
+    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`); in float32, the pictures are summed by halves.
+
+    scale: of the depth-to-space behind the convolution, whose output's derivative `dy` is.
+    """
     factors = factors or x.dtype
     own = _kernel(x, factors)
+    in_place = own is not None and stride == kernel and not any(border) and own.aligned(x, dy, kernel, scale)
+    if scale > 1 and not in_place:
+        dy = products.space_to_depth(dy, (scale, scale))
 
     def part(n: slice) -> Tensor:
+        if own is not None and in_place:
+            return own.windows_gradient(x[n], dy[n], kernel, scale)
         if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
             return own.weight_gradient(x[n], dy[n], border)
         # Where kernels have no fast bfloat16, its products would be slower still.
@@ -269,10 +279,20 @@ def data_gradient(
     size: Pair,
     *,
     factors: torch.dtype | None = None,
+    scale: int = 1,
     addends: Sequence[Tensor] = (),
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The derivative of `convolve` by `x`, (N, *size, C), `+` up to ADDENDS addends, and zero where `mask` is not above zero."""
+    """The derivative of `convolve` by `x`, (N, *size, C), `+` up to ADDENDS addends, and zero where `mask` is not above zero.
+
+    scale: as of `weight_gradient`.
+    """
+    if scale > 1 and weight.shape[:2] == stride == (1, 1) and not any(border):
+        # y[n, i*S + r, j*S + s, f] = sum over c of x[n, i, j, c] * weight[c, (r, s, f)]: every pixel of x had a block of y to itself
+        blocks = weight.view(weight.shape[2], scale, scale, -1).permute(1, 2, 3, 0)
+        return convolve(dy, blocks, None, (scale, scale), NO_BORDER, factors=factors, addends=addends, mask=mask)
+    if scale > 1:
+        dy = products.space_to_depth(dy, (scale, scale))
     own = _kernel(dy, factors or dy.dtype)
     around, crop = products.transposed_border((weight.shape[0], weight.shape[1]), stride, border, size, (dy.shape[1], dy.shape[2]))
     if own is not None and _winograd(weight, stride):

@@ -10,32 +10,56 @@ import torch
 from torch import Tensor
 
 from core.nn.activation import ReLU, masked
-from core.nn.conv import Conv2d
+from core.nn.conv import Conv2d, Convolution
 from core.nn.convolution import ADDENDS, VECTOR
 from core.nn.module import Module, Tape, finished
+from core.nn.resample import DepthToSpace
 
 
 class _Link(NamedTuple):
     layer: Module
-    relu: bool
-    """A ReLU stands behind the layer, a convolution, and is computed with it."""
+    scale: int = 1
+    """Of a depth-to-space behind the layer, a Conv2d, which is computed with it."""
+    relu: bool = False
+    """A ReLU stands behind them, and is computed with the layer, a convolution."""
+
+    def forward(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        if isinstance(self.layer, Conv2d):
+            return self.layer.forward_then(x, tape, addends, relu, self.scale)
+        return self.layer.forward_then(x, tape, addends, relu)
+
+    def backward(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = (), rectified: bool = False) -> Tensor:
+        if isinstance(self.layer, Conv2d):
+            return self.layer.backward_then(dy, tape, addends, rectified, self.scale)
+        if isinstance(self.layer, Convolution):
+            return self.layer.backward_then(dy, tape, addends, rectified)
+        return self.layer.backward_then(dy, tape, addends)
+
+    def derive(self, dy: Tensor, tape: Tape) -> None:
+        if isinstance(self.layer, Conv2d):
+            self.layer.derive(dy, tape, self.scale)
+        else:
+            self.layer.derive(dy, tape)
 
 
 class Sequential(Module):
     """`y = fn(... f2(f1(x)))`.
 
-    A ReLU behind a convolution is applied before the convolution's one store; its derivative, when the convolution behind it stores its
-    own. The tape and all derivatives are those of the layers one by one.
+    A depth-to-space and a ReLU behind a convolution happen at the convolution's one store; the ReLU's derivative, when the convolution
+    behind it stores its own. The tape and all derivatives are those of the layers one by one.
     """
 
     def __init__(self, *layers: Module) -> None:
         self.layers = layers
         self._links: list[_Link] = []
         for layer in layers:
-            if isinstance(layer, ReLU) and self._links and isinstance(self._links[-1].layer, Conv2d) and not self._links[-1].relu:
-                self._links[-1] = _Link(self._links[-1].layer, True)
+            last = self._links[-1] if self._links else None
+            if last and isinstance(layer, ReLU) and isinstance(last.layer, Convolution) and not last.relu:
+                self._links[-1] = last._replace(relu=True)
+            elif last and isinstance(layer, DepthToSpace) and isinstance(last.layer, Conv2d) and last.scale == 1 and not last.relu:
+                self._links[-1] = last._replace(scale=layer.scale)
             else:
-                self._links.append(_Link(layer, False))
+                self._links.append(_Link(layer))
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         return self.forward_then(x, tape)
@@ -43,13 +67,13 @@ class Sequential(Module):
     def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
         for i, link in enumerate(self._links):
             if link.relu:
-                x = link.layer.forward_then(x, tape, (), True)
+                x = link.forward(x, tape, relu=True)
                 if tape is not None:
                     tape.append(x)
             elif i == len(self._links) - 1:
-                return link.layer.forward_then(x, tape, addends, relu)
+                return link.forward(x, tape, addends, relu)
             else:
-                x = link.layer.forward(x, tape)
+                x = link.forward(x, tape)
         return finished(x, addends, relu)
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
@@ -57,25 +81,25 @@ class Sequential(Module):
 
     def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
         dy = self._backward_to_first(dy, tape)
-        return self._links[0].layer.backward_then(dy, tape, addends) if self._links else finished(dy, addends)
+        return self._links[0].backward(dy, tape, addends) if self._links else finished(dy, addends)
 
     def derive(self, dy: Tensor, tape: Tape) -> None:
         dy = self._backward_to_first(dy, tape)
-        for layer, _ in self._links[:1]:
-            layer.derive(dy, tape)
+        for link in self._links[:1]:
+            link.derive(dy, tape)
 
     def _backward_to_first(self, dy: Tensor, tape: Tape) -> Tensor:
         """The derivative by what the first layer put out before its ReLU."""
         done = False  # the ReLU behind the layer, by the layer behind that
         for i in reversed(range(len(self._links))):
-            layer, relu = self._links[i]
-            if relu:
+            link = self._links[i]
+            if link.relu:
                 y = tape.pop()
                 dy = dy if done else masked(dy, y)
             if i == 0:
                 break
-            done = self._links[i - 1].relu and isinstance(layer, Conv2d)
-            dy = layer.backward_then(dy, tape, (), True) if isinstance(layer, Conv2d) and done else layer.backward(dy, tape)
+            done = self._links[i - 1].relu and isinstance(link.layer, Convolution)
+            dy = link.backward(dy, tape, rectified=done)
         return dy
 
     def modules(self) -> Iterator[tuple[str, Module]]:

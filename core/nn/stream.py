@@ -17,7 +17,7 @@ from torch import Tensor
 from core.kernels import Ring
 from core.nn import convolution, products
 from core.nn.activation import ReLU, Sigmoid
-from core.nn.conv import Conv2d, Upsampling
+from core.nn.conv import Conv2d
 from core.nn.module import Module, finished
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
 from core.nn.sequential import Concat, Residual, Sequential
@@ -104,7 +104,7 @@ class Stream:
             return y if at_once else self._added(y, addends)
         if isinstance(module, Sequential) and not isinstance(module, Concat):
             return self._chain(module, x, addends)
-        if isinstance(module, Conv2d) and not isinstance(module, Upsampling):
+        if isinstance(module, Conv2d):
             return self._convolution(module, x, addends)
         if isinstance(module, SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid):
             return self._added(self._map(module, x), addends)
@@ -115,7 +115,7 @@ class Stream:
         while layers:
             layer = layers.pop(0)
             last = [] if layers else addends
-            if isinstance(layer, Conv2d) and not isinstance(layer, Upsampling):
+            if isinstance(layer, Conv2d):
                 behind = layers[0] if layers else None
                 if isinstance(behind, ReLU | DepthToSpace):  # computed with the convolution, if nothing is to be added in between
                     layers.pop(0)

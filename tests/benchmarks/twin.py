@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from core.nn import Conv2d, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
+from core.nn import Convolution, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
 
 
 class Skip(nn.Sequential):
@@ -29,7 +29,7 @@ def as_torch(module: Module) -> nn.Module:
         return nn.PixelShuffle(module.scale)
     if isinstance(module, Sigmoid):
         return nn.Sigmoid()
-    if isinstance(module, Conv2d):
+    if isinstance(module, Convolution):
         A, B, C, F = module.weight.shape
         twin = nn.Conv2d(C, F, (A, B), module.stride, module.padding, bias=module.bias is not None)
         with torch.no_grad():

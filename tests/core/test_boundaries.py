@@ -161,6 +161,7 @@ def test_the_engine_exports_just_this() -> None:
         "Charbonnier",
         "Concat",
         "Conv2d",
+        "Convolution",
         "DepthToSpace",
         "LogMSE",
         "Module",

@@ -183,6 +183,35 @@ def test_the_gradients_of_a_3x3_convolution_equal_autograds(
 
 
 @each_set
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 7), (3, 8, 9), (2, 12, 15)], ids=str)
+@pytest.mark.parametrize("layer", [(1, 32, 1, 64), (2, 16, 1, 48), (1, 48, 2, 64), (1, 128, 2, 256), (2, 64, 1, 128)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_weight_gradient_of_windows_side_by_side_is_autograds(
+    own: Kernels, size: tuple[int, int, int], layer: tuple[int, int, int, int], dtype: torch.dtype, threads: int, generator: torch.Generator
+) -> None:
+    (N, down, across), (K, C, S, channels) = size, layer
+    x, weight, _ = made(generator, N, down * K, across * K, C, channels, (K, K))
+    x = x.to(dtype)
+    weight64 = weight.double().requires_grad_()
+    phases = convolution(x, weight64, None, (K, K), (0, 0, 0, 0)).unflatten(3, (S, S, -1))  # (N, H, W, S, S, F)
+    y = phases.transpose(2, 3).reshape(N, down * S, across * S, -1)
+    dy = torch.randn(y.shape, generator=generator).to(dtype)
+    y.backward(dy.double())
+    assert weight64.grad is not None
+    assert own.aligned(x, dy, (K, K), S)
+    assert_near(own, own.windows_gradient(x, dy, (K, K), S), weight64.grad)
+
+
+@each_set
+def test_windows_that_do_not_fill_the_picture_or_whole_vectors_are_not_aligned(own: Kernels) -> None:
+    assert own.aligned(torch.empty(1, 4, 6, 16), torch.empty(1, 2, 3, 16), (2, 2))
+    assert not own.aligned(torch.empty(1, 5, 6, 16), torch.empty(1, 2, 3, 16), (2, 2))
+    assert not own.aligned(torch.empty(1, 4, 6, 15), torch.empty(1, 2, 3, 16), (2, 2))
+    assert not own.aligned(torch.empty(1, 4, 6, 16), torch.empty(1, 2, 3, 12), (2, 2))
+    assert not own.aligned(torch.empty(1, 4, 6, 16), torch.empty(1, 5, 6, 16), (1, 1), 2)
+
+
+@each_set
 @pytest.mark.parametrize("count", [1, 15, 16, 33, 40_000])
 def test_adams_update_is_its_formula(own: Kernels, count: int, threads: int, generator: torch.Generator) -> None:
     value, m, v, d = torch.randn(4, count, generator=generator)
