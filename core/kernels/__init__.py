@@ -235,6 +235,8 @@ class Kernels:
         b1, b2 = betas
         factors = 1 - b1, b2, 1 - b2**step, lr / (1 - b1**step), epsilon
         self._run("adam", value.data_ptr(), m.data_ptr(), v.data_ptr(), derivative.data_ptr(), *factors, value.numel())
+        for changed in (value, m, v):
+            changed.view(-1)[:0].zero_()  # counts as a change for torch: what was made of a weight is made anew by its version
 
     def _point(self, C: int, F: int) -> int:
         return _up(C, self.lanes) * _up(F, self.lanes) + 32

@@ -218,7 +218,9 @@ def test_adams_update_is_its_formula(own: Kernels, count: int, threads: int, gen
     v.square_()
     expected_m, expected_v = 0.9 * m.double() + 0.1 * d.double(), 0.99 * v.double() + 0.01 * d.double() ** 2
     expected = value.double() - 0.01 / (1 - 0.9**7) * expected_m / ((expected_v / (1 - 0.99**7)).sqrt() + 1e-3)
+    versions = [t._version for t in (value, m, v)]
     own.adam(value, (m, v), d, (0.9, 0.99), 7, 0.01, 1e-3)
+    assert all(t._version > before for t, before in zip((value, m, v), versions, strict=True)), "packed weights would be kept"
     for got, right in ((m, expected_m), (v, expected_v), (value, expected)):
         torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-6)
 
