@@ -76,8 +76,9 @@ def add_gaussian(clean: Tensor, sigma: Tensor | float, generator: torch.Generato
     return clean + sigma * torch.randn(clean.shape, generator=generator)
 
 
-def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
+def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
+    And the scenes without noise, where JPEG has halved colours with theirs halved, for nobody could tell from the picture what they were.
 
     In the order in which light takes it: linear light; the sensor's photon and read noise on a Bayer mosaic (Foi et al. 2008); white
     balance; demosaicing, or shrinking; colour matrix; noise reduction, which spares texture, and sharpening; gamma; 8 bits; JPEG. Every
@@ -108,13 +109,15 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> Tensor:
     added = _reduced(added, 1 + 3 * between(*COLOUR_MATRIX), lightness, colours, share(0.5) * between(*SHARPENING), between(0, 1))
     added *= torch.where(smoothed, _spared(clean, between(*SPARED), between(*map(math.log, VARYING)).exp_()), 1.0)
     developed = (light + added).clamp_(0, 1).pow_(1 / GAMMA) - light.sub_(added).clamp_(0, 1).pow_(1 / GAMMA)
+    scene = clean.clone()
     steps = developed.movedim(1, 3).mul_(0.5).add_(clean).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
     for often in COMPRESSED:
         quality, halved = between(*JPEG_QUALITY).round_().flatten().tolist(), share(0.5).flatten().tolist()
         places = torch.randint(16, (N, 2), generator=generator).tolist()
         for i in share(often).flatten().nonzero().flatten().tolist():
             steps[i] = _through_jpeg(steps[i], int(quality[i]), 2 if halved[i] else 0, places[i])
-    return steps.float().div_(255)
+            scene[i] = _with_halved_colours(scene[i], places[i]) if halved[i] else scene[i]
+    return steps.float().div_(255), scene
 
 
 def level_of(added: Tensor) -> float:
@@ -153,8 +156,9 @@ def _stretchers(size: int, factor: Tensor) -> Tensor:
     return weights / weights.sum(3, keepdim=True)  # at the border too
 
 
-def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy pictures (N, H, W, 3) to learn from and noise levels (N, 1, 1, 1) to tell, the deviation of what was added, over the picture.
+def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy pictures (N, H, W, 3) to learn from, what is to be made of them, and noise levels (N, 1, 1, 1) to tell, the deviation of what
+    was added, over the picture.
 
     A share of `photographic` gets a camera's noise, the others Gaussian noise of deviation `sigma`. A grey picture stays grey, and its
     level is told as GREY_LEVEL has it. If there is
@@ -165,13 +169,14 @@ def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: tor
     noisy = clean + sigma * torch.where(grey, added[..., :1], added)
     telling = torch.where(grey, GREY_LEVEL, 1.0)
     if photographic == 0:
-        return noisy, sigma * telling
+        return noisy, clean, sigma * telling
     chosen = (torch.rand(len(clean), generator=generator) < photographic).nonzero().flatten()
-    developed = add_photographic(clean[chosen], generator)
+    developed, scene = add_photographic(clean[chosen], generator)
     noisy[chosen] = torch.where(grey[chosen], developed.mean(3, keepdim=True), developed)
+    clean = clean.index_copy(0, chosen, torch.where(grey[chosen], clean[chosen], scene))
     sigma = sigma.index_copy(0, chosen, (noisy[chosen] - clean[chosen]).square().mean((1, 2, 3), keepdim=True).sqrt_())
     told = torch.rand(sigma.shape, generator=generator) < TOLD
-    return noisy, torch.where(told, sigma * telling, torch.tensor(UNTOLD))
+    return noisy, clean, torch.where(told, sigma * telling, torch.tensor(UNTOLD))
 
 
 def _bayer(H: int, W: int) -> Tensor:
@@ -248,6 +253,34 @@ def _through_jpeg(steps: Tensor, quality: int, subsampling: int, place: Sequence
     file = io.BytesIO()
     Image.fromarray(steps.roll((-down, -across), (0, 1)).numpy()).save(file, "JPEG", quality=quality, subsampling=subsampling)
     return torch.from_numpy(np.array(Image.open(file))).roll((down, across), (0, 1))
+
+
+LIGHTNESS = (0.299, 0.587, 0.114)
+"""What JPEG takes of red, green and blue for a picture's lightness (ITU-R BT.601)."""
+
+
+def _with_halved_colours(scene: Tensor, place: Sequence[int]) -> Tensor:
+    """(H, W, 3) in [0, 1] -> the same with colours at half resolution, as JPEG writes and reads them where blocks begin at `place`: each of
+    two by two pixels gets their mean, then three quarters of its own and a quarter of the neighbour's, along rows and columns."""
+    H, W, _ = scene.shape
+    red, green, blue = LIGHTNESS
+    lightness = scene @ scene.new_tensor(LIGHTNESS)
+    beside = torch.stack((scene[..., 0] - lightness, scene[..., 2] - lightness))
+    down, across = (_halver(size, begin).to(scene) for size, begin in zip((H, W), place, strict=True))
+    reds, blues = down @ beside @ across.T
+    greens = (red * reds + blue * blues) / -green
+    return torch.stack((reds, greens, blues), 2).add_(lightness.unsqueeze(2)).clamp_(0, 1)
+
+
+def _halver(size: int, begin: int) -> Tensor:
+    """(size, size), what each pixel of a row or column takes from the others when pairs from `begin` on are halved and enlarged again."""
+    at = (torch.arange(size) - begin) % size
+    pair, pairs = at // 2, -(-size // 2)
+    means = torch.zeros(pairs, size)
+    means[pair, torch.arange(size)] = 1.0
+    means /= means.sum(1, keepdim=True)
+    beside = (pair + 2 * (at % 2) - 1).clamp(0, pairs - 1)
+    return 0.75 * means[pair] + 0.25 * means[beside]
 
 
 DIMENSIONS = 80

@@ -437,24 +437,24 @@ class _Clean:
     def measure(self, denoise: methods.Denoise) -> float:
         """Mean PSNR in dB, the same noise each time."""
         total = 0.0
-        for i, clean in enumerate(self.validation):
-            noisy, level = self._noisy(i)
+        for i in range(len(self.validation)):
+            noisy, clean, level = self._noisy(i)
             total += metrics.psnr(metrics.to_8bit(denoise(noisy[None], level)[0]), clean)
         return total / len(self.validation)
 
     def sample(self) -> tuple[Tensor, float]:
-        noisy, level = self._noisy(0)
+        noisy, _, level = self._noisy(0)
         top, left = ((size - methods.PIECE) // 2 // MULTIPLE * MULTIPLE if size > methods.PIECE else 0 for size in noisy.shape[:2])
         return noisy[top : top + methods.PIECE, left : left + methods.PIECE], level
 
-    def _noisy(self, index: int) -> tuple[Tensor, float]:
+    def _noisy(self, index: int) -> tuple[Tensor, Tensor, float]:
         clean, generator = self.validation[index], data.generator_of(0, index)
         if self.recipe.photographic < 1 and self.recipe.grey == 1:
-            return noise.add_gaussian(clean[..., :1], self.level, generator).expand_as(clean), self.level * noise.GREY_LEVEL
+            return noise.add_gaussian(clean[..., :1], self.level, generator).expand_as(clean), clean, self.level * noise.GREY_LEVEL
         if self.recipe.photographic < 1:
-            return noise.add_gaussian(clean, self.level, generator), self.level
-        noisy = noise.add_photographic(clean[None], generator)[0]
-        return noisy, noise.level_of(noisy - clean)
+            return noise.add_gaussian(clean, self.level, generator), clean, self.level
+        noisy, scene = (t[0] for t in noise.add_photographic(clean[None], generator))
+        return noisy, scene, noise.level_of(noisy - scene)
 
 
 def _source(recipe: Recipe, cleaner: methods.Denoise | None) -> methods.Source:
@@ -515,7 +515,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slic
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
         clean = noise.soften(noise.enlarge(clean, generator), generator) if recipe.photographic else clean
-        noisy, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
+        noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
         yield noisy[share], clean[share], sigma[share]
 
 

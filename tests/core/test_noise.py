@@ -59,7 +59,7 @@ class TestPhotographic:
 
     def test_is_in_8bit_steps_and_leaves_the_scene_where_it_was(self, generator: torch.Generator) -> None:
         scenes = photo(96, 128).expand(8, -1, -1, -1)
-        noisy = noise.add_photographic(scenes, generator)
+        noisy, _ = noise.add_photographic(scenes, generator)
         assert noisy.shape == scenes.shape
         assert torch.equal(noisy, metrics.to_8bit(noisy))
         added = noisy - scenes
@@ -69,7 +69,7 @@ class TestPhotographic:
 
     def test_brightens_and_darkens_nothing(self, generator: torch.Generator) -> None:
         """Gamma bends noise towards the dark; only what turns its sign with the noise is taken."""
-        added = noise.add_photographic(torch.full((48, 64, 64, 3), 0.5), generator) - 0.5
+        added = noise.add_photographic(torch.full((48, 64, 64, 3), 0.5), generator)[0] - 0.5
         assert added.mean().abs() < 0.15 / 255
 
     def test_leaves_the_scene_that_it_is_given(self, generator: torch.Generator) -> None:
@@ -79,7 +79,7 @@ class TestPhotographic:
         assert torch.equal(scenes, before)
 
     def test_makes_nothing_of_no_pictures(self, generator: torch.Generator) -> None:
-        assert noise.add_photographic(torch.empty(0, 16, 24, 3), generator).shape == (0, 16, 24, 3)
+        assert [t.shape for t in noise.add_photographic(torch.empty(0, 16, 24, 3), generator)] == [(0, 16, 24, 3)] * 2
 
     def test_a_mosaic_has_one_channel_a_pixel_and_twice_as_much_green(self) -> None:
         mosaics = noise._bayer(6, 8)
@@ -145,12 +145,12 @@ class TestPhotographic:
         """On average over cameras: all but those that reduce no noise or spare nothing."""
         squares = (torch.arange(64)[:, None] // 2 + torch.arange(64) // 2) % 2 - 0.5
         scene = (0.5 + torch.cat((torch.zeros(64, 64), 0.3 * squares), 1)).view(1, 64, 128, 1).expand(48, -1, -1, 3)
-        added = noise.add_photographic(scene, generator) - scene
+        added = noise.add_photographic(scene, generator)[0] - scene
         even, busy = (added[:, 8:-8, left : left + 48].square().mean((1, 2, 3)).mean() for left in (8, 72))
         assert busy > 1.5 * even
 
     def test_noise_of_neighbours_goes_together_as_white_noise_does_not(self, generator: torch.Generator) -> None:
-        added = noise.add_photographic(torch.full((64, 64, 64, 3), 0.4), generator) - 0.4
+        added = noise.add_photographic(torch.full((64, 64, 64, 3), 0.4), generator)[0] - 0.4
         added = added - added.mean((1, 2), keepdim=True)
         left = added.square().mean((1, 2, 3))  # some is too weak for 8 bits
         assert (left > 0).sum() >= 60
@@ -160,7 +160,7 @@ class TestPhotographic:
 
     def test_of_shrunk_pictures_the_lightness_of_neighbours_does_not(self, generator: torch.Generator) -> None:
         """But their colours may."""
-        added = (noise.add_photographic(torch.full((96, 64, 64, 3), 0.4), generator) - 0.4).movedim(3, 1)
+        added = (noise.add_photographic(torch.full((96, 64, 64, 3), 0.4), generator)[0] - 0.4).movedim(3, 1)
         grey = added.mean(1)
         red = added[:, 0] - grey
 
@@ -175,7 +175,7 @@ class TestPhotographic:
     def test_light_parts_are_noisier_in_raw_light(self, generator: torch.Generator) -> None:
         """Photon noise: after gamma, whose slope is known, the variance still rises with the signal."""
         halves = torch.cat((torch.full((64, 128, 3), 0.3), torch.full((64, 128, 3), 0.8))).expand(8, -1, -1, -1)
-        raw = noise.add_photographic(halves, generator) ** noise.GAMMA
+        raw = noise.add_photographic(halves, generator)[0] ** noise.GAMMA
         ratio = raw[:, 72:-8].var((1, 2, 3)) / raw[:, 8:56].var((1, 2, 3))  # away from the seam, over which the blur goes
         assert ratio.log().mean() > 0.5
 
@@ -189,6 +189,33 @@ class TestJpeg:
             jumps = left.diff(dim=axis).abs().mean(1 - axis)
             at_edges = torch.tensor([(i + 1) % 8 == begin for i in range(63)])
             assert jumps[at_edges].min() > 1.5 * jumps[~at_edges].mean()
+
+    @pytest.mark.parametrize("place", [(0, 0), (3, 5), (8, 1)])
+    def test_colours_are_halved_as_jpeg_halves_them(self, place: tuple[int, int], generator: torch.Generator) -> None:
+        scene = (0.5 + 0.2 * torch.randn(64, 48, 3, generator=generator).clamp(-2, 2)).float()
+        steps = (scene * 255).round().to(torch.uint8)
+        written = noise._through_jpeg(steps, 100, 2, place).float()
+        halved = noise._with_halved_colours(steps / 255, place) * 255
+        off = (written - halved).abs()
+        assert off[16:48, 16:32].max() < 4  # away from the edge, where the one goes on round it; JPEG rounds to whole steps, twice
+        assert (written - steps).abs()[16:48, 16:32].max() > 40
+
+    def test_of_halved_colours_only_lightness_is_as_it_was(self, generator: torch.Generator) -> None:
+        scene = 0.3 + 0.4 * torch.rand(15, 22, 3, generator=generator)
+        halved = noise._with_halved_colours(scene, (3, 4))
+        weights = torch.tensor(noise.LIGHTNESS)
+        torch.testing.assert_close(halved @ weights, scene @ weights)
+        grey = scene[..., :1].expand(-1, -1, 3)
+        torch.testing.assert_close(noise._with_halved_colours(grey, (3, 4)), grey)
+
+    def test_a_scene_whose_colours_were_halved_is_given_so(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(noise, "_through_jpeg", lambda steps, *others: steps)
+        scenes = torch.rand(64, 16, 16, 3, generator=generator).mul_(0.5).add_(0.25)
+        _, shown = noise.add_photographic(scenes, generator)
+        changed = (shown != scenes).flatten(1).any(1)
+        assert 15 <= changed.sum() <= 48
+        weights = torch.tensor(noise.LIGHTNESS)
+        torch.testing.assert_close(shown @ weights, scenes @ weights)
 
     def test_pictures_are_compressed_once_and_some_again(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[int, ...]] = []
@@ -251,12 +278,12 @@ class TestEnlarge:
 class TestEither:
     def test_without_a_cameras_noise_every_level_is_told(self, generator: torch.Generator) -> None:
         sigma = torch.rand(12, 1, 1, 1, generator=generator)
-        _, level = noise.add_either(torch.stack([photo(16, 16)] * 12), sigma, 0.0, generator)
+        _, _, level = noise.add_either(torch.stack([photo(16, 16)] * 12), sigma, 0.0, generator)
         assert torch.equal(level, sigma)
 
     def test_a_level_that_is_told_is_that_of_what_was_added_and_most_are_not(self, generator: torch.Generator) -> None:
         clean = torch.stack([photo(32, 32, seed) for seed in range(80)])
-        noisy, level = noise.add_either(clean, torch.full((80, 1, 1, 1), 0.1), 0.5, generator)
+        noisy, clean, level = noise.add_either(clean, torch.full((80, 1, 1, 1), 0.1), 0.5, generator)
         from_camera = [torch.equal(picture, metrics.to_8bit(picture)) for picture in noisy]
         assert 25 <= sum(from_camera) <= 55
         told = (level != noise.UNTOLD).flatten()
@@ -267,7 +294,7 @@ class TestEither:
     @pytest.mark.parametrize("photographic", [0.0, 0.5])
     def test_of_a_grey_picture_the_level_is_told_that_weighs_the_same(self, photographic: float, generator: torch.Generator) -> None:
         clean = photo(32, 32)[None, ..., :1].expand(60, -1, -1, 3)
-        noisy, level = noise.add_either(clean, torch.full((60, 1, 1, 1), 0.1), photographic, generator)
+        noisy, clean, level = noise.add_either(clean, torch.full((60, 1, 1, 1), 0.1), photographic, generator)
         told = (level != noise.UNTOLD).flatten()
         assert told.any()
         lightness = (
@@ -278,7 +305,7 @@ class TestEither:
     @pytest.mark.parametrize("photographic", [0.0, 1.0])
     def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator) -> None:
         clean = torch.stack((photo(32, 32), photo(32, 32)[..., :1].expand(-1, -1, 3)))
-        noisy, _ = noise.add_either(clean, torch.full((2, 1, 1, 1), 0.1), photographic, generator)
+        noisy, clean, _ = noise.add_either(clean, torch.full((2, 1, 1, 1), 0.1), photographic, generator)
         assert not torch.equal(noisy[0, ..., 0], noisy[0, ..., 1])
         assert torch.equal(noisy[1], noisy[1, ..., :1].expand(-1, -1, 3))
         assert not torch.equal(noisy[1], clean[1])
@@ -383,7 +410,7 @@ class TestMeasured:
         assert not noise.measure((enlarged + enlarged.roll(1, 1)) / 2).white
 
     def test_a_cameras_noise_is_not_white(self, generator: torch.Generator) -> None:
-        pictures = noise.add_photographic(photo(128, 160).expand(12, -1, -1, -1), generator)
+        pictures, _ = noise.add_photographic(photo(128, 160).expand(12, -1, -1, -1), generator)
         assert sum(noise.measure(picture).white for picture in pictures) <= 2
 
     def test_a_clean_picture_holds_no_white_noise(self) -> None:
