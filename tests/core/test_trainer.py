@@ -440,8 +440,8 @@ class TestOnASmallNetwork:
         assert all(torch.equal(p, p[..., :1].expand_as(p)) for p in pictures)
         added = (noisy - clean)[..., 0].std((1, 2))
         assert (noise.GREY_LEVEL * added / sigma.flatten()).mean().item() == pytest.approx(1, abs=0.05)
-        shown, level = source._noisy(0)
-        assert level == pytest.approx(noise.GREY_LEVEL * (shown - source.validation[0])[..., 0].std().item(), rel=0.1)
+        shown, truth, level = source._noisy(0)
+        assert level == pytest.approx(noise.GREY_LEVEL * (shown - truth)[..., 0].std().item(), rel=0.1)
 
 
 def test_the_learning_rate_warms_up_and_falls_straight(recipe: Make) -> None:
