@@ -289,7 +289,7 @@ def data_gradient(
     """
     if scale > 1 and weight.shape[:2] == stride == (1, 1) and not any(border):
         # y[n, i*S + r, j*S + s, f] = sum over c of x[n, i, j, c] * weight[c, (r, s, f)]: every pixel of x had a block of y to itself
-        blocks = weight.view(weight.shape[2], scale, scale, -1).permute(1, 2, 3, 0)
+        blocks = weight.reshape(weight.shape[2], scale, scale, -1).permute(1, 2, 3, 0)
         return convolve(dy, blocks, None, (scale, scale), NO_BORDER, factors=factors, addends=addends, mask=mask)
     if scale > 1:
         dy = products.space_to_depth(dy, (scale, scale))
