@@ -63,7 +63,8 @@ UNTOLD = -0.1
 """Stands in a noise-level map where the level is not told: a network that has learned with it finds the level by itself."""
 TOLD = 0.25
 """The share of pictures whose level such a network is told in training, so that it heeds one that is given by hand."""
-
+UNTOUCHED = 0.1
+"""The share of pictures to which nothing is added when such a network is trained: what looks like noise may be sand, and is to stay."""
 
 GREY_LEVEL = math.sqrt(3)
 """What a network is told of a grey picture's noise, as a multiple: equal in three channels, it weighs on the lightness as independent
@@ -161,8 +162,8 @@ def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: tor
     was added, over the picture.
 
     A share of `photographic` gets a camera's noise, the others Gaussian noise of deviation `sigma`. A grey picture stays grey, and its
-    level is told as GREY_LEVEL has it. If there is
-    any camera's noise, whose level nobody knows later, most pictures' level is UNTOLD.
+    level is told as GREY_LEVEL has it. If there is any camera's noise, whose level nobody knows later, most pictures' level is UNTOLD, and
+    some pictures are UNTOUCHED.
     """
     grey = (clean == clean[..., :1]).flatten(1).all(1).view(-1, 1, 1, 1)
     added = torch.randn(clean.shape, generator=generator)
@@ -175,6 +176,8 @@ def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: tor
     noisy[chosen] = torch.where(grey[chosen], developed.mean(3, keepdim=True), developed)
     clean = clean.index_copy(0, chosen, torch.where(grey[chosen], clean[chosen], scene))
     sigma = sigma.index_copy(0, chosen, (noisy[chosen] - clean[chosen]).square().mean((1, 2, 3), keepdim=True).sqrt_())
+    untouched = torch.rand(sigma.shape, generator=generator) < UNTOUCHED
+    noisy, sigma = torch.where(untouched, clean, noisy), sigma.masked_fill(untouched, 0.0)
     told = torch.rand(sigma.shape, generator=generator) < TOLD
     return noisy, clean, torch.where(told, sigma * telling, torch.tensor(UNTOLD))
 

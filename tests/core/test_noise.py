@@ -286,7 +286,7 @@ class TestEither:
         noisy, clean, level = noise.add_either(clean, torch.full((80, 1, 1, 1), 0.1), 0.5, generator)
         from_camera = [torch.equal(picture, metrics.to_8bit(picture)) for picture in noisy]
         assert 25 <= sum(from_camera) <= 55
-        told = (level != noise.UNTOLD).flatten()
+        told = ((level != noise.UNTOLD) & (level > 0)).flatten()
         assert 8 <= told.sum() <= 35
         assert {camera for camera, heard in zip(from_camera, told.tolist(), strict=True) if heard} == {True, False}
         torch.testing.assert_close(level.flatten()[told], (noisy - clean).square().mean((1, 2, 3)).sqrt()[told], rtol=0.1, atol=0)
@@ -295,7 +295,7 @@ class TestEither:
     def test_of_a_grey_picture_the_level_is_told_that_weighs_the_same(self, photographic: float, generator: torch.Generator) -> None:
         clean = photo(32, 32)[None, ..., :1].expand(60, -1, -1, 3)
         noisy, clean, level = noise.add_either(clean, torch.full((60, 1, 1, 1), 0.1), photographic, generator)
-        told = (level != noise.UNTOLD).flatten()
+        told = ((level != noise.UNTOLD) & (level > 0)).flatten()
         assert told.any()
         lightness = (
             (noisy - clean).mean(3).square().mean((1, 2)).sqrt()
@@ -303,12 +303,21 @@ class TestEither:
         torch.testing.assert_close(level.flatten()[told] / 3**0.5, lightness[told], rtol=0.15, atol=0)
 
     @pytest.mark.parametrize("photographic", [0.0, 1.0])
-    def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator) -> None:
+    def test_a_grey_picture_stays_grey(self, photographic: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(noise, "UNTOUCHED", 0.0)
         clean = torch.stack((photo(32, 32), photo(32, 32)[..., :1].expand(-1, -1, 3)))
         noisy, clean, _ = noise.add_either(clean, torch.full((2, 1, 1, 1), 0.1), photographic, generator)
         assert not torch.equal(noisy[0, ..., 0], noisy[0, ..., 1])
         assert torch.equal(noisy[1], noisy[1, ..., :1].expand(-1, -1, 3))
         assert not torch.equal(noisy[1], clean[1])
+
+    def test_some_pictures_are_left_as_they_are_where_a_network_is_to_find_the_level(self, generator: torch.Generator) -> None:
+        given = torch.stack([photo(16, 16, seed) for seed in range(200)])
+        for photographic, least, most in ((0.0, 0, 0), (0.6, 10, 32)):
+            noisy, clean, level = noise.add_either(given, torch.full((200, 1, 1, 1), 0.1), photographic, generator)
+            same = (noisy == clean).flatten(1).all(1)
+            assert least <= same.sum() <= most
+            assert all(told in (0.0, torch.tensor(noise.UNTOLD).item()) for told in level.flatten()[same].tolist())
 
     def test_the_levels_given_are_not_changed(self, generator: torch.Generator) -> None:
         sigma = torch.full((4, 1, 1, 1), 0.1)
