@@ -321,7 +321,6 @@ _CONVOLUTION = _job(
     "u bias",
     "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
 )
-_ADAM = _job("", "value m v d", "n threads next", "first second grown rate epsilon")
 _GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left shares threads next")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
@@ -330,7 +329,7 @@ _JOBS = {
     "direct": _CONVOLUTION,
     "winograd_gradient": _GRADIENT,
     "windows_gradient": _job("x dy", "dw", "N down across A B C S F shares threads next"),
-    "adam": _ADAM,
+    "adam": _job("", "value m v d", "n threads next", "first second grown rate epsilon"),
 }
 """As in jobs.h."""
 

@@ -180,4 +180,3 @@ INLINE vec load_at(const char *p, int half) { return half ? load_bf16((const bf1
 /* An activation: float, or bfloat16 where `half` says so; i counts elements. */
 INLINE vec load_any(const void *p, long i, long n, int half) { return half ? load_bf16_n((const bf16 *)p + i, n) : load_n((const float *)p + i, n); }
 INLINE void store_any(void *p, long i, vec x, long n, int half) { if (half) store_bf16_n((bf16 *)p + i, x, n); else store_n((float *)p + i, x, n); }
-INLINE void prefetch_any(const void *p, long i, int half) { _mm_prefetch(half ? (const char *)((const bf16 *)p + i) : (const char *)((const float *)p + i), _MM_HINT_T0); }

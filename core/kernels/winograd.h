@@ -320,6 +320,7 @@ INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned,
 }
 #endif
 
+/* The same for one to COLUMNS vectors of columns. */
 static void NAME(gradient_columns)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, long columns) {
   switch (columns) {
     case 1: NAME(gradient_rows)(by, turned, du, along, more, rows, 1); break;
