@@ -29,6 +29,9 @@ STRIP_PIXELS = {"cpu": 1 << 17}
 STRIP_PIXELS_ELSEWHERE = 1 << 21
 """Enough to fill an accelerator."""
 
+STREAMS = 8
+"""Sizes of pictures whose way through the network is kept."""
+
 STEPS = {torch.uint8: 255, torch.uint16: 65535}
 """The greatest value of each type of integers that a picture may have."""
 
@@ -107,6 +110,7 @@ class Denoiser:
         self._grey_level = float(card.get("grey_level", 1.0))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
+        self._stream = functools.lru_cache(STREAMS)(_stream)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", dtype: str = "auto") -> Denoiser:
@@ -270,14 +274,14 @@ class Denoiser:
         squares = 0.0
         if way.grey and level != noise.UNTOLD:
             level *= self._grey_level
-        like = torch.empty(0, device=self.device)
         before: Tensor | None = None  # columns as they were, in front of a band
         for x in _spans(len(columns), max(ALIGNED, way.band // ALIGNED * ALIGNED), self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             fits = STRIP_PIXELS.get(self.device.type, STRIP_PIXELS_ELSEWHERE) // len(across)
             height = max(ALIGNED, (way.strip or fits) // ALIGNED * ALIGNED)
-            stream = Stream(self._for_grey if way.grey else self.network, len(rows), len(across), 4)
             strips = torch.split(rows, height)
+            network = self._for_grey if way.grey else self.network
+            passage = self._stream(network, tuple(map(len, strips)), len(across), self.device).begin()
             last = _cut(pixels, strips[-1], across).clone() if out is pixels else None  # goes back over rows that may be written by then
             after = self._in_front(pixels, x.kept, before) if out is pixels else None
             done = 0
@@ -288,18 +292,18 @@ class Denoiser:
                 if before is not None:
                     here = torch.cat((before[down], here[:, before.shape[1] :]), 1)
                 seen = here.to(self.device)
-                for rows_ready in stream.fill(len(down), like, functools.partial(_lay, seen, level)):
-                    ready = rows_ready[0, : max(0, H - done), kept]
-                    ready = (ready.mean(2, keepdim=True) if way.grey else ready).to("cpu", torch.float32)
-                    place = slice(done, done + len(ready)), x.kept
-                    noisy = _unit(pixels[place])
-                    clean = noisy.add(ready, alpha=share).clamp_(0, 1)
-                    clean = clean.mul_(steps).round_() if steps else clean
-                    if level == noise.UNTOLD:
-                        taken = noisy.sub(clean, alpha=1 / steps if steps else 1)
-                        squares += taken.square_().sum(dtype=torch.float64).item()
-                    out[place] = clean
-                    done += len(ready)
+                rows_ready = passage.push(functools.partial(_lay, seen, level))
+                ready = rows_ready[0, : max(0, H - done), kept]
+                ready = (ready.mean(2, keepdim=True) if way.grey else ready).to("cpu", torch.float32)
+                place = slice(done, done + len(ready)), x.kept
+                noisy = _unit(pixels[place])
+                clean = noisy.add(ready, alpha=share).clamp_(0, 1)
+                clean = clean.mul_(steps).round_() if steps else clean
+                if level == noise.UNTOLD:
+                    taken = noisy.sub(clean, alpha=1 / steps if steps else 1)
+                    squares += taken.square_().sum(dtype=torch.float64).item()
+                out[place] = clean
+                done += len(ready)
             before = after
         return math.sqrt(squares / pixels.numel())
 
@@ -312,6 +316,10 @@ class Denoiser:
 def _empty(pixels: Tensor) -> Tensor:
     """Where the answer goes that is no picture's place."""
     return torch.empty(pixels.shape, dtype=pixels.dtype if pixels.dtype in STEPS else torch.float32)
+
+
+def _stream(network: Module, heights: tuple[int, ...], width: int, device: torch.device) -> Stream:
+    return Stream(network, heights, width, 4, torch.empty(0, device=device))
 
 
 def _lay(samples: Tensor, level: float, room: Tensor) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -73,6 +74,16 @@ class Ring(NamedTuple):
             self.data[:, : self.height - room] = rows[:, room:]
 
 
+class Place(NamedTuple):
+    """A ring of one picture in memory that has a number until it is there: rows as `Ring`'s, of `room` that are kept."""
+
+    number: int
+    room: int
+    first: int
+    height: int
+    dtype: torch.dtype
+
+
 class Plan:
     """A convolution to be computed many times: what is the same each time is filled in once. For one thread at a time."""
 
@@ -110,10 +121,25 @@ class Plan:
         if mask is not None:
             kept.append(mask if mask.data.dtype == dtype else mask._replace(data=mask.data.to(dtype)))
             _point(self._mask, kept[-1])
-        job.N, job.H, job.top, job.rows = x.data.shape[0], x.height, ends[0], y.height
-        job.Ho = (x.height + ends[0] + ends[1] - job.A) // job.along_i + 1
+        self._size(x.data.shape[0], x.height, ends, y.height)
         job.threads = torch.get_num_threads()
         self._call(ctypes.byref(job))
+
+    def step(self, x: Place, ends: Pair, y: Place, addends: Sequence[Place]) -> Step:
+        """The same for a `Program`; addends have the dtype of `y`."""
+        _point_at(self._x, x)
+        _point_at(self._y, y)
+        for field, place in itertools.zip_longest(self._added, addends):
+            _point_at(field, place)
+        self._size(1, x.height, ends, y.height)
+        step = Step(ctypes.cast(cast(Any, self._call), ctypes.c_void_p), self._job)
+        step.plan = self  # and with it the weights
+        return step
+
+    def _size(self, N: int, height: int, ends: Pair, rows: int) -> None:
+        job = self._job
+        job.N, job.H, job.top, job.rows = N, height, ends[0], rows
+        job.Ho = (height + ends[0] + ends[1] - job.A) // job.along_i + 1
 
 
 class Kernels:
@@ -321,6 +347,29 @@ _CONVOLUTION = _job(
     "u bias",
     "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
 )
+
+
+class Step(ctypes.Structure):
+    """One convolution of a `Program`."""
+
+    _fields_ = [("call", ctypes.c_void_p), ("job", _CONVOLUTION)]
+    plan: Plan
+
+
+class Program:
+    """Convolutions one after another, in one call. Threads may share it: it holds no memory but the weights'."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._plans = [step.plan for step in steps]
+        self._steps = (Step * len(steps))(*steps)
+        library, _ = _library()
+        self._run: Any = library and library.clearfold_run
+
+    def __call__(self, bases: ctypes.Array[ctypes.c_void_p]) -> None:
+        """bases: where the rings of each number lie."""
+        self._run(self._steps, ctypes.c_long(len(self._steps)), bases, ctypes.c_long(torch.get_num_threads()))
+
+
 _GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left shares threads next")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
@@ -346,6 +395,13 @@ def _rows(ring: Ring) -> _Rows:
 def _point(field: _Rows, ring: Ring) -> None:
     data = ring.data
     field.data, field.rows, field.first, field.half = data.data_ptr(), data.shape[1], ring.first, data.dtype == torch.bfloat16
+
+
+def _point_at(field: _Rows, place: Place | None) -> None:
+    """In place of an address, one more than the number; 0 for none."""
+    field.data, field.rows, field.first, field.half = (
+        (place.number + 1, place.room, place.first, place.dtype == torch.bfloat16) if place else (0, 0, 0, 0)
+    )
 
 
 def _ring(x: Tensor | Ring) -> Ring:

@@ -1,5 +1,7 @@
 /* What one call computes, as `core/kernels/__init__.py` fills it in. Sizes count elements, layouts are NHWC. */
 
+#include <stddef.h>
+
 /* Activations (N, rows, W, C). Row i of a picture lies at row (first + i) % rows: a whole picture (first = 0), or a ring of rows through
  * which a larger one passes. */
 typedef struct {
@@ -24,6 +26,11 @@ typedef struct {
   long scale, crop_top, crop_left, rows, columns; /* depth-to-space, and what is kept of it */
   long relu, threads, block, next;
 } clearfold_convolution;
+
+typedef struct {
+  void (*call)(clearfold_convolution *);
+  clearfold_convolution job;
+} clearfold_step;
 
 typedef struct {
   clearfold_rows x, dy; /* (N, H, W, C), (N, Ho, Wo, F) */

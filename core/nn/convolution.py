@@ -64,7 +64,7 @@ def convolve(
     it is returned.
     """
     factors = factors or x.dtype
-    kernel = _kernel(x, _finer(factors) if careful else factors) if scale[0] == scale[1] else None
+    kernel = _kernel(x.dtype, x.data.device, _finer(factors) if careful else factors) if scale[0] == scale[1] else None
     if kernel is not None:
         return kernel.convolve(
             x,
@@ -117,7 +117,9 @@ ByRows = Callable[[Ring, Pair, Ring, Sequence[Ring]], object]
 
 
 def by_rows(
-    like: Tensor,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
     weight: Tensor,
     bias: Tensor | None,
     stride: Pair,
@@ -130,12 +132,12 @@ def by_rows(
     relu: bool,
     packs: Packs,
 ) -> ByRows:
-    """`convolve` for one picture that comes by rows, of the width, dtype and device of `like` (N, R, W, C), in a border of `sides`."""
-    factors = factors or like.dtype
-    kernel = _kernel(like, _finer(factors) if careful else factors)
+    """`convolve` for pictures of that width, dtype and device that come by rows, in a border of `sides`; the weights are those of now."""
+    factors = factors or dtype
+    kernel = _kernel(dtype, device, _finer(factors) if careful else factors)
     if kernel is not None:
         packed, fast = _packed(kernel, weight, stride, packs), _winograd(weight, stride)
-        return kernel.plan(packed, _shape(weight), like.shape[2], stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu)
+        return kernel.plan(packed, _shape(weight), width, stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu)
 
     def rows(x: Ring, ends: Pair, out: Ring, addends: Sequence[Ring]) -> None:
         convolve(
@@ -249,7 +251,7 @@ def weight_gradient(
     scale: of the depth-to-space behind the convolution, whose output's derivative `dy` is.
     """
     factors = factors or x.dtype
-    own = _kernel(x, factors)
+    own = _kernel(x.dtype, x.device, factors)
     in_place = own is not None and stride == kernel and not any(border) and own.aligned(x, dy, kernel, scale)
     if scale > 1 and not in_place:
         dy = products.space_to_depth(dy, (scale, scale))
@@ -293,7 +295,7 @@ def data_gradient(
         return convolve(dy, blocks, None, (scale, scale), NO_BORDER, factors=factors, addends=addends, mask=mask)
     if scale > 1:
         dy = products.space_to_depth(dy, (scale, scale))
-    own = _kernel(dy, factors or dy.dtype)
+    own = _kernel(dy.dtype, dy.device, factors or dy.dtype)
     around, crop = products.transposed_border((weight.shape[0], weight.shape[1]), stride, border, size, (dy.shape[1], dy.shape[2]))
     if own is not None and _winograd(weight, stride):
         packed = own.pack(weight, True, turned=True)
@@ -311,8 +313,8 @@ FEWEST = 12
 """Channels in and out from which F(4x4, 3x3) is the faster way."""
 
 
-def _kernel(x: Tensor | Ring, factors: torch.dtype) -> kernels.Kernels | None:
-    return kernels.take(factors, x.data.device) if x.dtype in (torch.float32, torch.bfloat16) else None
+def _kernel(dtype: torch.dtype, device: torch.device, factors: torch.dtype) -> kernels.Kernels | None:
+    return kernels.take(factors, device) if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _packed(kernel: kernels.Kernels, weight: Tensor, stride: Pair, packs: Packs) -> Tensor:

@@ -4,97 +4,176 @@ Each layer takes rows as soon as the one before has made them, and of its input 
 convolution's two, a skip's until its other end has caught up. Strips stay in the processor's cache from layer to layer, and the result
 is that of the whole picture at once, to the bit: strips end where the tiles of a convolution do.
 
+What is computed when, and where it lies, hangs on sizes alone: a `Stream` finds it out once, for all pictures of a size. Between the
+strips of a picture, a `Passage`, nothing is left to decide, and the kernels compute all of a strip in one call.
+
 Knows how far each layer looks; nothing of what it computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import ctypes
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from core.kernels import Ring
+from core import kernels
+from core.kernels import Place, Plan, Ring
 from core.nn import convolution, products
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d
 from core.nn.module import Module, finished
+from core.nn.products import Pair
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
 from core.nn.sequential import Concat, Residual, Sequential
 
 ALIGNED = 4
 """Strips of a convolution's output end at multiples of this many rows, as F(4x4, 3x3) computes them."""
+PIECE_BYTES = 1 << 25
+"""Memory is asked for in pieces of so much: of more, an allocator would ask the system, page by page."""
+LINE_BYTES = 64
 
 
 class Rows:
-    """The rows of one picture, of which those are kept that a reader still needs."""
+    """The rows of one picture, of which those are kept that a reader still needs, in a ring of `room` rows."""
 
-    def __init__(self, height: int, width: int, channels: int) -> None:
-        self.height, self.width, self.channels = height, width, channels
+    def __init__(self, height: int, width: int, channels: int, dtype: torch.dtype) -> None:
+        self.height, self.width, self.channels, self.dtype = height, width, channels, dtype
         self.stop = 0
         """Rows that were written so far."""
         self.strip = 0
         """The most that were written at a time."""
         self.needed: list[int] = []
         """For each reader, the first row that it will read again."""
-        self.data: Tensor | None = None
+        self.room = 0
+        self.number = 0
+        """In the memory of a passage."""
 
     def reader(self) -> int:
         self.needed.append(0)
         return len(self.needed) - 1
 
-    def write(self, count: int, like: Tensor, dtype: torch.dtype | None = None) -> Ring:
-        """Room for the next `count` rows, of another dtype than `like` if one is given."""
-        first = min(self.needed, default=self.stop)
-        needed = self.stop + count - first
-        if self.data is None or self.data.shape[1] < needed:
-            old = None if self.data is None or first == self.stop else self.read(first, self.stop).rows()
-            self.data = torch.empty(1, needed, self.width, self.channels, dtype=dtype or like.dtype, device=like.device)
-            if old is not None:
-                Ring(self.data, first % needed, self.stop - first).put(old)
+    def write(self, count: int) -> Span:
+        """The next `count` rows."""
         self.stop += count
-        return Ring(self.data, (self.stop - count) % self.data.shape[1], count)
+        self.room = max(self.room, self.stop - min(self.needed, default=self.stop - count))
+        return Span(self, self.stop - count, self.stop)
 
-    def read(self, first: int, stop: int) -> Ring:
-        assert self.data is not None
-        return Ring(self.data, first % self.data.shape[1], stop - first)
+    def size_bytes(self) -> int:
+        return self.room * self.width * self.channels * self.dtype.itemsize
+
+
+class Span(NamedTuple):
+    """Rows first..stop."""
+
+    rows: Rows
+    first: int
+    stop: int
+
+    def ring(self, memory: Memory) -> Ring:
+        return Ring(memory.of(self.rows), self.first % self.rows.room, self.stop - self.first)
+
+    def place(self) -> Place:
+        rows = self.rows
+        return Place(rows.number, rows.room, self.first % rows.room, self.stop - self.first, rows.dtype)
+
+
+class Memory:
+    """What one passage keeps: all rows, one after another in a few tensors."""
+
+    def __init__(self, every: Sequence[Rows], device: torch.device) -> None:
+        self._where: list[tuple[Tensor, int]] = []
+        sizes = [
+            -(-rows.size_bytes() // LINE_BYTES) * LINE_BYTES + LINE_BYTES for rows in every
+        ]  # so that not all begin in one set of a cache
+        left = 0
+        for i, size in enumerate(sizes):
+            if left < size:
+                fitting = itertools.takewhile(lambda total: total <= PIECE_BYTES, itertools.accumulate(sizes[i:]))
+                piece, left = torch.empty(at := max([size, *fitting]), dtype=torch.uint8, device=device), at
+            self._where.append((piece, len(piece) - left))
+            left -= size
+        self.bases = (ctypes.c_void_p * len(every))(*(piece.data_ptr() + at for piece, at in self._where))
+
+    def of(self, rows: Rows) -> Tensor:
+        """(1, room, W, C)."""
+        piece, at = self._where[rows.number]
+        return piece[at : at + rows.size_bytes()].view(rows.dtype).view(1, rows.room, rows.width, rows.channels)
+
+
+@dataclass
+class Convolved:
+    """Rows of a convolution to be computed."""
+
+    compute: convolution.ByRows
+    x: Span
+    ends: Pair
+    y: Span
+    addends: list[Span]
+
+    def __call__(self, memory: Memory) -> None:
+        self.compute(self.x.ring(memory), self.ends, self.y.ring(memory), [rows.ring(memory) for rows in self.addends])
+
+    def by_kernels(self) -> kernels.Step | None:
+        """The same for the kernels' program, if it can be."""
+        if not isinstance(self.compute, Plan) or any(span.rows.dtype != self.y.rows.dtype for span in self.addends):
+            return None
+        return self.compute.step(self.x.place(), self.ends, self.y.place(), [span.place() for span in self.addends])
+
+
+Work = Callable[[Memory], object]
+Step = Callable[[list[Work]], bool]
+"""Appends what can be done with the rows that are there; False: nothing."""
 
 
 class Stream:
-    """One picture's way through a network: `push` strip after strip of its rows, and get those of the result that are ready.
+    """The way of pictures of one size through a network, as its weights are now: `begin` it with a picture. Threads may share it.
 
-    No layer computes more rows at a time than the tallest strip has, not even when the last strip lets loose all that was waiting.
+    heights: of the strips in which a picture comes. No layer computes more rows at a time than the tallest has, not even when the last
+    strip lets loose all that was waiting.
     """
 
-    def __init__(self, network: Module, height: int, width: int, channels: int) -> None:
-        self._steps: list[Callable[[], bool]] = []
-        self._in = Rows(height, width, channels)
-        self._out = self._lay(network, self._in, [])
-        self._reader = self._out.reader()
+    def __init__(self, network: Module, heights: Sequence[int], width: int, channels: int, like: Tensor) -> None:
+        """Pictures are (1, sum of the heights, width, channels), of the dtype and the device of `like`."""
+        self._device = like.device
+        self.every: list[Rows] = []
+        self._steps: list[Step] = []
+        self._in = self._rows(sum(heights), width, channels, like.dtype)
+        out = self._lay(network, self._in, [])
+        reader = out.reader()
+        strips: list[tuple[Span, list[Work], Span]] = []
+        for height in heights:
+            self._in.strip = max(self._in.strip, height)
+            given, work = self._in.write(height), list[Work]()
+            while moved := [step(work) for step in self._steps]:
+                if not any(moved):
+                    break
+            strips.append((given, work, Span(out, out.needed[reader], out.stop)))
+            out.needed[reader] = out.stop
+        self._steps.clear()
+        self.every = [rows for rows in self.every if rows.room]
+        for number, rows in enumerate(self.every):
+            rows.number = number
+        self.strips = [(given, _together(work), ready) for given, work, ready in strips]
 
-    def push(self, rows: Tensor) -> Iterator[Tensor]:
-        """(1, h, W, C), the next rows of the input -> (1, h', W', C'), the next of the output; each valid until the next is asked for."""
-        return self.fill(rows.shape[1], rows, lambda room: room.copy_(rows))
+    def begin(self) -> Passage:
+        return Passage(self)
 
-    def fill(self, height: int, like: Tensor, write: Callable[[Tensor], object]) -> Iterator[Tensor]:
-        """`push` of so many rows, of `like`'s dtype and device, that `write` writes where they are to lie."""
-        self._in.strip = max(self._in.strip, height)
-        to = self._in.write(height, like)
-        room = to.whole()
-        if room is None:
-            room = torch.empty(to.shape, dtype=to.dtype, device=to.data.device)
-            write(room)
-            to.put(room)
-        else:
-            write(room)
-        while True:
-            moved = [step() for step in self._steps]
-            first, stop = self._out.needed[self._reader], self._out.stop
-            if first < stop:
-                self._out.needed[self._reader] = stop
-                yield self._out.read(first, stop).rows()
-            if not any(moved):
-                return
+    def memory(self) -> Memory:
+        return Memory(self.every, self._device)
+
+    def size_bytes(self) -> int:
+        """What a passage keeps."""
+        return sum(rows.size_bytes() for rows in self.every)
+
+    def _rows(self, height: int, width: int, channels: int, dtype: torch.dtype) -> Rows:
+        self.every.append(rows := Rows(height, width, channels, dtype))
+        return rows
 
     def _lay(self, module: Module, x: Rows, addends: list[Rows]) -> Rows:
         """Appends the steps from `x` to the rows that are returned; `addends` are to be added to them."""
@@ -132,41 +211,40 @@ class Stream:
     def _convolution(self, layer: Conv2d, x: Rows, addends: list[Rows], relu: bool = False, scale: int = 1) -> Rows:
         (K, L), (S, T), (P, Q) = layer.kernel, layer.stride, layer.padding
         height, width = (x.height + 2 * P - K) // S + 1, (x.width + 2 * Q - L) // T + 1
-        y = Rows(height * scale, width * scale, layer.weight.shape[3] // scale**2)
+        y = self._rows(height * scale, width * scale, layer.weight.shape[3] // scale**2, layer.yields or x.dtype)
         for rows in addends:
             _alike(y, rows)
         reader, others = x.reader(), [(rows, rows.reader()) for rows in addends]
-        source = self._in  # not self: a step that held its stream would keep all rows alive until a garbage collection
-        convolve: convolution.ByRows | None = None
+        compute = convolution.by_rows(
+            x.width,
+            x.dtype,
+            self._device,
+            layer.weight,
+            layer.bias,
+            layer.stride,
+            (Q, Q),
+            factors=layer.factors,
+            careful=layer.careful,
+            yields=layer.yields,
+            scale=scale,
+            relu=relu,
+            packs=layer.packs,
+        )
 
-        def step() -> bool:
-            nonlocal convolve
+        def step(work: list[Work]) -> bool:
             done, stop = y.stop // scale, height
             if x.stop < x.height:
                 stop = ((x.stop - K + P) // S + 1) // ALIGNED * ALIGNED
-            stop = min(stop, done + max(ALIGNED, -(-source.strip * height // source.height // ALIGNED) * ALIGNED))
+            stop = min(stop, done + max(ALIGNED, -(-self._in.strip * height // self._in.height // ALIGNED) * ALIGNED))
             if stop <= done:
                 return False
             above, below = done * S - P, (stop - 1) * S - P + K  # the rows that the windows reach, past the picture's edges too
-            seen = x.read(max(0, above), min(x.height, below))
-            convolve = convolve or convolution.by_rows(
-                seen.data,
-                layer.weight,
-                layer.bias,
-                layer.stride,
-                (Q, Q),
-                factors=layer.factors,
-                careful=layer.careful,
-                yields=layer.yields,
-                scale=scale,
-                relu=relu,
-                packs=layer.packs,
-            )
-            out = y.write((stop - done) * scale, seen.data, layer.yields)
-            convolve(seen, (max(0, -above), max(0, below - x.height)), out, [rows.read(done * scale, stop * scale) for rows, _ in others])
+            seen, ends = Span(x, max(0, above), min(x.height, below)), (max(0, -above), max(0, below - x.height))
+            to = y.write((stop - done) * scale)
+            work.append(Convolved(compute, seen, ends, to, [Span(rows, to.first, to.stop) for rows, _ in others]))
             x.needed[reader] = max(0, stop * S - P)
             for rows, other in others:
-                rows.needed[other] = stop * scale
+                rows.needed[other] = to.stop
             return True
 
         self._steps.append(step)
@@ -176,27 +254,19 @@ class Stream:
         """A layer whose output rows each come from one row of the input, or `scale` of them, or the other way round."""
         scale = getattr(layer, "scale", 1)
         if isinstance(layer, SpaceToDepth):
-            y, at_a_time = Rows(x.height // scale, x.width // scale, x.channels * scale**2), scale
+            y, at_a_time = self._rows(x.height // scale, x.width // scale, x.channels * scale**2, x.dtype), scale
         else:
             channels = x.channels // scale**2 if isinstance(layer, DepthToSpace) else x.channels
-            y, at_a_time = Rows(x.height * scale, x.width * scale, channels), 1
+            y, at_a_time = self._rows(x.height * scale, x.width * scale, channels, x.dtype), 1
         reader = x.reader()
 
-        def step() -> bool:
+        def step(work: list[Work]) -> bool:
             first = x.needed[reader]
             stop = x.stop if x.stop == x.height else x.stop // at_a_time * at_a_time
             if stop <= first:
                 return False
-            rows = x.read(first, stop).rows()
-            if isinstance(layer, SpaceToDepth):  # in one go: it stands where the rows are many
-                to = y.write((stop - first) // scale, rows)
-                if (into := to.whole()) is not None:
-                    products.space_to_depth(rows, (scale, scale), into)
-                else:
-                    to.put(layer.forward(rows))
-            else:
-                rows = layer.forward(rows)
-                y.write(rows.shape[1], rows).put(rows)
+            count = (stop - first) // scale if isinstance(layer, SpaceToDepth) else (stop - first) * scale
+            work.append(functools.partial(_mapped, layer, Span(x, first, stop), y.write(count)))
             x.needed[reader] = stop
             return True
 
@@ -208,15 +278,14 @@ class Stream:
             return x
         for rows in addends:
             _alike(x, rows)
-        y = Rows(x.height, x.width, x.channels)
+        y = self._rows(x.height, x.width, x.channels, x.dtype)
         readers = [(rows, rows.reader()) for rows in (x, *addends)]
 
-        def step() -> bool:
+        def step(work: list[Work]) -> bool:
             first, stop = y.stop, x.stop
             if stop <= first:
                 return False
-            total = finished(x.read(first, stop).rows(), [rows.read(first, stop).rows() for rows in addends])
-            y.write(stop - first, total).put(total)
+            work.append(functools.partial(_summed, [Span(rows, first, stop) for rows, _ in readers], y.write(stop - first)))
             for rows, reader in readers:
                 rows.needed[reader] = stop
             return True
@@ -225,7 +294,65 @@ class Stream:
         return y
 
 
+def _computed(program: kernels.Program, memory: Memory) -> None:
+    program(memory.bases)
+
+
+def _mapped(layer: SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid, x: Span, y: Span, memory: Memory) -> None:
+    rows, to = x.ring(memory).rows(), y.ring(memory)
+    if isinstance(layer, SpaceToDepth) and (into := to.whole()) is not None:  # in one go: it stands where the rows are many
+        products.space_to_depth(rows, (layer.scale, layer.scale), into)
+    else:
+        to.put(layer.forward(rows))
+
+
+def _summed(parts: Sequence[Span], y: Span, memory: Memory) -> None:
+    first, *others = (part.ring(memory).rows() for part in parts)
+    y.ring(memory).put(finished(first, others))
+
+
 def _alike(y: Rows, x: Rows) -> None:
     shapes = [(1, rows.height, rows.width, rows.channels) for rows in (y, x)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"f(x) has shape {shapes[0]} and x {shapes[1]}: the layers of a Residual must keep the shape")
+
+
+class Passage:
+    """One picture on its way."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._memory = stream.memory()
+        self._strips = iter(stream.strips)
+
+    def push(self, write: Callable[[Tensor], object]) -> Tensor:
+        """The next strip of the input, which `write` writes into (1, h, W, C) -> (1, h', W', C'), what is ready of the output by then.
+
+        It is valid until the next is pushed.
+        """
+        given, work, ready = next(self._strips)
+        to = given.ring(self._memory)
+        room = to.whole()
+        if room is None:
+            room = torch.empty(to.shape, dtype=to.dtype, device=to.data.device)
+            write(room)
+            to.put(room)
+        else:
+            write(room)
+        for each in work:
+            each(self._memory)
+        return ready.ring(self._memory).rows()
+
+
+def _together(work: Sequence[Work]) -> list[Work]:
+    """The same, with neighbours that kernels compute in one call."""
+    done, steps = list[Work](), list[kernels.Step]()
+    for each in (*work, None):
+        if isinstance(each, Convolved) and (step := each.by_kernels()):
+            steps.append(step)
+            continue
+        if steps:
+            done.append(functools.partial(_computed, kernels.Program(steps)))
+            steps = []
+        if each is not None:
+            done.append(each)
+    return done

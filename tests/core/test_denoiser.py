@@ -12,7 +12,7 @@ from torch import Tensor
 from core import Cancelled, Denoiser, DeviceError, Region, WeightsError, hardware, kernels, networks, noise, weights
 from core.denoiser import STEPS
 from core.nn import Module
-from core.nn.stream import Stream
+from core.nn.stream import Passage
 from tests.core.made import photo, refused, small
 
 CPU = torch.device("cpu")
@@ -276,8 +276,8 @@ class TestBlind:
 
 def test_it_gives_up_between_two_strips_when_told(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
-    fill = Stream.fill
-    monkeypatch.setattr(Stream, "fill", lambda *given: (passes.append(1), fill(*given))[1])
+    push = Passage.push
+    monkeypatch.setattr(Passage, "push", lambda *given: (passes.append(1), push(*given))[1])
     answers = iter([True, False])
     with refused(Cancelled, "the picture was given up between two strips"):
         denoiser(photo(150, 131), SIGMA, strip=8, keep_going=lambda: next(answers))

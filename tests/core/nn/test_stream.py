@@ -1,7 +1,9 @@
 """A network fed strip by strip gives what it gives to the whole picture, and keeps no more rows than it needs."""
 
 import gc
+import itertools
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from core import kernels
 from core.nn import Concat, Conv2d, DepthToSpace, Module, NearestUpsampling, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
-from core.nn.stream import Rows, Stream
+from core.nn.stream import Convolved, Stream
 
 
 def networks(g: torch.Generator) -> dict[str, Module]:
@@ -55,10 +57,12 @@ def networks(g: torch.Generator) -> dict[str, Module]:
 
 
 def streamed(network: Module, x: Tensor, strips: list[int]) -> Tensor:
-    stream, parts = Stream(network, *x.shape[1:]), []
-    for rows in x.split(strips, 1):
-        parts += [ready.clone() for ready in stream.push(rows)]
-    return torch.cat(parts, 1)
+    passage = Stream(network, strips, *x.shape[2:], x).begin()
+    return torch.cat([passage.push(written(rows)).clone() for rows in x.split(strips, 1)], 1)
+
+
+def written(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda room: room.copy_(rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -84,47 +88,48 @@ def test_with_kernels_they_are_the_same_to_the_bit(factors: torch.dtype, generat
 )
 def test_a_layer_that_does_not_stream_is_refused(layer: Module) -> None:
     with pytest.raises(TypeError, match=f"^{type(layer).__name__} can't be streamed: give the whole picture to `forward`$"):
-        Stream(layer, 8, 8, 4)
+        Stream(layer, [8], 8, 4, torch.zeros(0))
 
 
 def test_a_skip_over_layers_that_change_the_shape_is_refused(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match=r"the layers of a Residual must keep the shape$"):
-        Stream(Residual(Conv2d(4, 5, 3, padding=1, generator=generator)), 8, 8, 4)
+        Stream(Residual(Conv2d(4, 5, 3, padding=1, generator=generator)), [8], 8, 4, torch.zeros(0))
 
 
-def test_memory_does_not_grow_with_the_picture(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    """The most rows that are ever kept, by all layers together, for a picture and for one eight times as tall."""
-    kept: list[Rows] = []
-    made = Rows.__init__
-
-    def noted(self: Rows, *given: int) -> None:
-        made(self, *given)
-        kept.append(self)
-
-    monkeypatch.setattr(Rows, "__init__", noted)
-    totals = []
+def test_memory_does_not_grow_with_the_picture(generator: torch.Generator) -> None:
+    """All rows that are kept, by all layers together, for a picture and for one eight times as tall."""
+    network = networks(generator)["levels"]
+    sizes = []
     for height in (256, 2048):
-        kept.clear()
-        network = networks(generator)["levels"]
-        streamed(network, torch.zeros(1, height, 8, 4), [32] * (height // 32))
-        totals.append(sum(rows.data.numel() for rows in kept if rows.data is not None))
-    assert totals[1] == totals[0]
+        stream = Stream(network, [32] * (height // 32), 8, 4, torch.zeros(0))
+        sizes.append(stream.size_bytes())
+    assert sizes[1] == sizes[0]
+
+
+@pytest.mark.parametrize("strips", [[32] * 8, [64, 128, 64], [8] * 32], ids=str)
+def test_all_that_is_kept_fits_into_the_memory_of_a_passage(strips: list[int], generator: torch.Generator) -> None:
+    """Rows of different layers lie apart from one another, and none outside of what was asked for."""
+    stream = Stream(networks(generator)["levels"], strips, 8, 4, torch.zeros(0))
+    memory = stream.memory()
+    parts = sorted((rows.data_ptr(), rows.data_ptr() + rows.nbytes) for rows in map(memory.of, stream.every))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(parts))
+    assert [start % 64 for start, _ in parts] == [0] * len(parts)
 
 
 def test_the_last_strip_does_not_let_loose_all_that_waited(generator: torch.Generator) -> None:
-    stream = Stream(networks(generator)["levels"], 512, 8, 4)
-    heights = [ready.shape[1] for rows in torch.zeros(1, 512, 8, 4).split(32, 1) for ready in stream.push(rows)]
+    stream = Stream(networks(generator)["levels"], [32] * 16, 8, 4, torch.zeros(0, dtype=torch.float64))
+    heights = [work.y.stop - work.y.first for _, works, _ in stream.strips for work in works if isinstance(work, Convolved)]
     assert max(heights) == 32
-    assert sum(heights) == 512
 
 
 def test_a_stream_is_forgotten_as_soon_as_it_is_dropped(generator: torch.Generator) -> None:
     gc.disable()  # so that only counting references can free it
     try:
-        stream = Stream(networks(generator)["levels"], 64, 8, 4)
-        list(stream.push(torch.zeros(1, 64, 8, 4)))
-        kept = weakref.ref(stream)
-        del stream
-        assert kept() is None
+        stream = Stream(networks(generator)["levels"], [64], 8, 4, torch.zeros(0))
+        passage = stream.begin()
+        passage.push(Tensor.zero_)
+        kept = weakref.ref(stream), weakref.ref(passage)
+        del stream, passage
+        assert [one() for one in kept] == [None, None]
     finally:
         gc.enable()

@@ -1,5 +1,6 @@
 """Convolutions by products at inference, F(4x4, 3x3) and the others: equal to torch's own, whatever the strips, tiles, rings and dtypes."""
 
+import functools
 import itertools
 import math
 
@@ -148,8 +149,8 @@ def test_a_streamed_network_gives_what_the_whole_picture_gives(factors: torch.dt
     ).multiply_in(factors, factors)
     x = torch.randn(1, 96, 40, 4, generator=generator)
     for strips in ([32] * 3, [8] * 12, [40, 56]):
-        stream = Stream(network, 96, 40, 4)
-        got = torch.cat([ready.clone() for rows in x.split(strips, 1) for ready in stream.push(rows)], 1)
+        passage = Stream(network, strips, 40, 4, x).begin()
+        got = torch.cat([passage.push(functools.partial(torch.Tensor.copy_, other=rows)).clone() for rows in x.split(strips, 1)], 1)
         assert_same_tiles(got, network(x))
 
 
