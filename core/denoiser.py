@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core import hardware, noise, weights
+from core import hardware, kernels, noise, weights
+from core.kernels import Ring
 from core.networks import MULTIPLE
-from core.nn import Module
+from core.nn import Module, Sequential, SpaceToDepth, products
 from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
 from core.weights import Card
@@ -110,6 +111,7 @@ class Denoiser:
         self._grey_level = float(card.get("grey_level", 1.0))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
+        self._own = kernels.take(dtype, device)
         self._stream = functools.lru_cache(STREAMS)(_stream)
 
     @classmethod
@@ -270,7 +272,6 @@ class Denoiser:
         """
         H, W, _ = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
-        steps = STEPS.get(pixels.dtype)
         squares = 0.0
         if way.grey and level != noise.UNTOLD:
             level *= self._grey_level
@@ -281,7 +282,8 @@ class Denoiser:
             height = max(ALIGNED, (way.strip or fits) // ALIGNED * ALIGNED)
             strips = torch.split(rows, height)
             network = self._for_grey if way.grey else self.network
-            passage = self._stream(network, tuple(map(len, strips)), len(across), self.device).begin()
+            stream, scale = self._stream(network, tuple(map(len, strips)), len(across), self.device)
+            passage = stream.begin()
             last = _cut(pixels, strips[-1], across).clone() if out is pixels else None  # goes back over rows that may be written by then
             after = self._in_front(pixels, x.kept, before) if out is pixels else None
             done = 0
@@ -291,21 +293,40 @@ class Denoiser:
                 here = last if last is not None and down is strips[-1] else _cut(pixels, down, across)
                 if before is not None:
                     here = torch.cat((before[down], here[:, before.shape[1] :]), 1)
-                seen = here.to(self.device)
-                rows_ready = passage.push(functools.partial(_lay, seen, level))
-                ready = rows_ready[0, : max(0, H - done), kept]
-                ready = (ready.mean(2, keepdim=True) if way.grey else ready).to("cpu", torch.float32)
-                place = slice(done, done + len(ready)), x.kept
-                noisy = _unit(pixels[place])
-                clean = noisy.add(ready, alpha=share).clamp_(0, 1)
-                clean = clean.mul_(steps).round_() if steps else clean
-                if level == noise.UNTOLD:
-                    taken = noisy.sub(clean, alpha=1 / steps if steps else 1)
-                    squares += taken.square_().sum(dtype=torch.float64).item()
-                out[place] = clean
-                done += len(ready)
+                ready = passage.push(functools.partial(self._lay, here, level, scale))
+                ready = ready.cut(0, min(ready.height, H - done))
+                place = slice(done, done + ready.height), x.kept
+                squares += self._correct(pixels[place], share, ready, kept, way.grey, out[place], level == noise.UNTOLD)
+                done += ready.height
             before = after
         return math.sqrt(squares / pixels.numel())
+
+    def _lay(self, samples: Tensor, level: float, scale: int, to: Ring) -> None:
+        """(H, W, 1 or 3) and their level as the network takes them behind a space-to-depth by `scale`, into `to`."""
+        if self._own is not None and scale == 2 and kernels.samples_fit(samples):
+            self._own.lay(samples, level, to)
+            return
+        laid = torch.full((1, *samples.shape[:2], 4), level, device=self.device)
+        laid[0, ..., :3] = samples.to(self.device)
+        if steps := STEPS.get(samples.dtype):
+            laid[0, ..., :3] /= steps
+        to.put(products.space_to_depth(laid, (scale, scale)))
+
+    def _correct(self, noisy: Tensor, share: float, ready: Ring, kept: slice, grey: bool, out: Tensor, measured: bool) -> float:
+        """Puts into `out`, which may be `noisy`, (H, W, 1 or 3), these with a share of the correction, `ready` in the columns `kept`.
+
+        Gives the sum of the squares of what was taken away, if that is to be measured.
+        """
+        if self._own is not None and kernels.samples_fit(noisy) and kernels.samples_fit(out):
+            return self._own.correct(noisy, share, ready, kept.start, grey, out, measured)
+        correction = ready.rows()[0, :, kept]
+        correction = (correction.mean(2, keepdim=True) if grey else correction).to("cpu", torch.float32)
+        steps, noisy = STEPS.get(noisy.dtype), _unit(noisy)
+        clean = noisy.add(correction, alpha=share).clamp_(0, 1)
+        clean = clean.mul_(steps).round_() if steps else clean
+        taken = noisy.sub(clean, alpha=1 / steps if steps else 1).square_().sum(dtype=torch.float64).item() if measured else 0.0
+        out.copy_(clean)
+        return taken
 
     def _in_front(self, pixels: Tensor, band: slice, before: Tensor | None) -> Tensor:
         """What the band behind this one sees of `pixels` that this one writes over, and, if that is narrow, of what was `before` it."""
@@ -318,16 +339,13 @@ def _empty(pixels: Tensor) -> Tensor:
     return torch.empty(pixels.shape, dtype=pixels.dtype if pixels.dtype in STEPS else torch.float32)
 
 
-def _stream(network: Module, heights: tuple[int, ...], width: int, device: torch.device) -> Stream:
-    return Stream(network, heights, width, 4, torch.empty(0, device=device))
-
-
-def _lay(samples: Tensor, level: float, room: Tensor) -> None:
-    """(H, W, 1 or 3) and their level as the network takes them, into `room` (1, H, W, 4)."""
-    room[0, ..., :3] = samples
-    if steps := STEPS.get(samples.dtype):
-        room[0, ..., :3] /= steps
-    room[..., 3] = level
+def _stream(network: Module, heights: tuple[int, ...], width: int, device: torch.device) -> tuple[Stream, int]:
+    """For pictures that were laid behind a space-to-depth, of the scale beside it, that the network begins with."""
+    like = torch.empty(0, device=device)
+    if isinstance(network, Sequential) and network.layers and isinstance(first := network.layers[0], SpaceToDepth):
+        S = first.scale
+        return Stream(Sequential(*network.layers[1:]), [height // S for height in heights], width // S, 4 * S**2, like), S
+    return Stream(network, heights, width, 4, like), 1
 
 
 def _middle(index: int, count: int, size: int) -> slice:

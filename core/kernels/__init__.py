@@ -31,6 +31,9 @@ SETS: dict[str, tuple[int, torch.dtype]] = {
 
 POINTS = 36
 
+SAMPLES = {torch.float32: (0, 1.0), torch.uint8: (1, 255.0), torch.uint16: (2, 65535.0)}
+"""The kinds of a picture's samples, as jobs.h counts them, and what is white in each."""
+
 
 class KernelError(RuntimeError):
     """CLEARFOLD_KERNEL asks for what this machine does not have; the message is for users."""
@@ -264,12 +267,40 @@ class Kernels:
         for changed in (value, m, v):
             changed.view(-1)[:0].zero_()  # counts as a change for torch: what was made of a weight is made anew by its version
 
+    def lay(self, samples: Tensor, level: float, to: Ring) -> None:
+        """Pixels (H, W, 1 or 3), which are `samples_fit`, and a noise level as the network's input behind a space-to-depth by 2, into `to`
+        (1, H / 2, W / 2, 16), float32.
+        """
+        (_, W, C), (kind, one) = samples.shape, SAMPLES[samples.dtype]
+        self._run("lay", _rows(to), samples.data_ptr(), level, one, kind, C, _along(samples), to.height, W)
+
+    def correct(
+        self, noisy: Tensor, share: float, corrections: Ring, left: int, grey: bool, clean: Tensor, measured: bool = False
+    ) -> float:
+        """`noisy + share * corrections` between 0 and 1, rounded to what integers can be, into `clean`, which may be `noisy`; both are
+        (H, W, 1 or 3) and `samples_fit`. grey: the mean of the corrections (1, >= H, >= left + W, 3) for all channels.
+
+        Gives the sum of the squares of what was taken away, if that is to be measured.
+        """
+        (H, W, C), (kind, one) = noisy.shape, SAMPLES[noisy.dtype]
+        squares = torch.empty(H if measured else 0, dtype=torch.float64)
+        given = noisy.data_ptr(), clean.data_ptr(), squares.data_ptr() if measured else None, share, one
+        across = H, W, left, corrections.data.shape[2]
+        self._run("correct", _rows(corrections), *given, kind, C, _along(noisy), _along(clean), grey or C == 1, *across)
+        return squares.sum().item() if measured else 0.0
+
     def _point(self, C: int, F: int) -> int:
         return _up(C, self.lanes) * _up(F, self.lanes) + 32
 
     def _run(self, what: str, *fields: _Rows | float | None) -> None:
         """All fields of jobs.h's structure but those that it fills in itself; the tensors behind pointers are the caller's to keep."""
         self._call[what](ctypes.byref(_JOBS[what](*fields, torch.get_num_threads())))
+
+
+def samples_fit(samples: Tensor) -> bool:
+    """Whether `lay` and `correct` take them: each row's lie side by side, and are of a kind they know."""
+    C = samples.shape[2]
+    return samples.dtype in SAMPLES and samples.device.type == "cpu" and samples.stride()[1:] == (C, 1) and samples.stride(0) >= 0
 
 
 def take(factors: torch.dtype, device: torch.device) -> Kernels | None:
@@ -378,6 +409,8 @@ _JOBS = {
     "direct": _CONVOLUTION,
     "winograd_gradient": _GRADIENT,
     "windows_gradient": _job("x dy", "dw", "N down across A B C S F shares threads next"),
+    "lay": _job("y", "samples", "kind channels along rows columns threads next", "level one"),
+    "correct": _job("x", "noisy clean squares", "kind channels along clean_along grey rows columns left width threads next", "share one"),
     "adam": _job("", "value m v d", "n threads next", "first second grown rate epsilon"),
 }
 """As in jobs.h."""
@@ -395,6 +428,10 @@ def _rows(ring: Ring) -> _Rows:
 def _point(field: _Rows, ring: Ring) -> None:
     data = ring.data
     field.data, field.rows, field.first, field.half = data.data_ptr(), data.shape[1], ring.first, data.dtype == torch.bfloat16
+
+
+def _along(samples: Tensor) -> int:
+    return samples.stride(0) * samples.itemsize
 
 
 def _point_at(field: _Rows, place: Place | None) -> None:

@@ -51,6 +51,25 @@ typedef struct {
   long n, threads, next;
 } clearfold_adam;
 
+/* Samples (H, W, channels): 0 floats in [0, 1], 1 bytes, 2 words of 16 bits, which are as many times as large as `one` says. Rows lie
+ * `along` bytes apart, pixels side by side. */
+
+typedef struct {
+  clearfold_rows y; /* (1, rows, columns / 2, 16) */
+  const void *samples;
+  float level, one;
+  long kind, channels, along, rows, columns, threads, next; /* rows: of y, half as many as there are of samples */
+} clearfold_laid;
+
+typedef struct {
+  clearfold_rows x;   /* the corrections (1, rows, width, 3), of which the columns from `left` on are read */
+  const void *noisy;
+  void *clean;        /* may be `noisy` */
+  double *squares;    /* (rows), the sums of what was taken away, or NULL */
+  float share, one;
+  long kind, channels, along, clean_along, grey, rows, columns, left, width, threads, next;
+} clearfold_corrected;
+
 /* Where row i of picture n begins, in elements. */
 static inline long clearfold_row(const clearfold_rows *x, long n, long i, long width) {
   long at = x->first + i;

@@ -7,4 +7,5 @@
 #include "direct.h"
 #include "windows.h"
 #include "adam.h"
+#include "pictures.h"
 CLEARFOLD_POP

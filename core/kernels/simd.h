@@ -81,6 +81,19 @@ INLINE vec fma_(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }   /*  
 INLINE vec fnma_(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); } /* -a * b + c */
 INLINE vec relu(vec x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }    /* the second operand, if one is NaN */
 INLINE vec where_positive(vec m, vec x) { return _mm256_and_ps(x, _mm256_cmp_ps(m, _mm256_setzero_ps(), _CMP_GT_OQ)); }
+INLINE vec unit(vec x) { return _mm256_min_ps(all(1), _mm256_max_ps(zero(), x)); } /* between 0 and 1; NaN stays NaN */
+INLINE vec whole(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); } /* to even */
+INLINE vec load_u8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p))); }
+INLINE vec load_u16(const uint16_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p))); }
+INLINE void store_u16(uint16_t *p, vec x) {
+  __m256i i = _mm256_cvtps_epi32(x);
+  _mm_storeu_si128((void *)p, _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)));
+}
+INLINE void store_u8(uint8_t *p, vec x) {
+  __m256i i = _mm256_cvtps_epi32(x);
+  __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+  _mm_storel_epi64((void *)p, _mm_packus_epi16(words, words));
+}
 
 #else
 
@@ -114,6 +127,12 @@ INLINE vec fma_(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }   /*  
 INLINE vec fnma_(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); } /* -a * b + c */
 INLINE vec relu(vec x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }    /* the second operand, if one is NaN */
 INLINE vec where_positive(vec m, vec x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(m, _mm512_setzero_ps(), _CMP_GT_OQ), x); }
+INLINE vec unit(vec x) { return _mm512_min_ps(all(1), _mm512_max_ps(zero(), x)); } /* between 0 and 1; NaN stays NaN */
+INLINE vec whole(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); } /* to even */
+INLINE vec load_u8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p))); }
+INLINE vec load_u16(const uint16_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p))); }
+INLINE void store_u16(uint16_t *p, vec x) { _mm256_storeu_si256((void *)p, _mm512_cvtusepi32_epi16(_mm512_cvtps_epi32(x))); }
+INLINE void store_u8(uint8_t *p, vec x) { _mm_storeu_si128((void *)p, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x))); }
 
 #endif
 
@@ -173,6 +192,30 @@ INLINE void store_bf16_n(bf16 *p, vec x, long n) {
   bf16 t[VW];
   store_bf16(t, x);
   memcpy(p, t, n * sizeof(bf16));
+}
+INLINE vec load_u8_n(const uint8_t *p, long n) {
+  if (n >= VW) return load_u8(p);
+  uint8_t t[VW] = {0};
+  memcpy(t, p, n * sizeof(uint8_t));
+  return load_u8(t);
+}
+INLINE void store_u8_n(uint8_t *p, vec x, long n) {
+  if (n >= VW) { store_u8(p, x); return; }
+  uint8_t t[VW];
+  store_u8(t, x);
+  memcpy(p, t, n * sizeof(uint8_t));
+}
+INLINE vec load_u16_n(const uint16_t *p, long n) {
+  if (n >= VW) return load_u16(p);
+  uint16_t t[VW] = {0};
+  memcpy(t, p, n * sizeof(uint16_t));
+  return load_u16(t);
+}
+INLINE void store_u16_n(uint16_t *p, vec x, long n) {
+  if (n >= VW) { store_u16(p, x); return; }
+  uint16_t t[VW];
+  store_u16(t, x);
+  memcpy(p, t, n * sizeof(uint16_t));
 }
 INLINE vec load_at(const char *p, int half) { return half ? load_bf16((const bf16 *)p) : load((const float *)p); }
 /* Nothing is known of this number any more: it stays in its register, where the compiler would compute it anew. */

@@ -324,23 +324,16 @@ class Passage:
         self._memory = stream.memory()
         self._strips = iter(stream.strips)
 
-    def push(self, write: Callable[[Tensor], object]) -> Tensor:
-        """The next strip of the input, which `write` writes into (1, h, W, C) -> (1, h', W', C'), what is ready of the output by then.
+    def push(self, write: Callable[[Ring], object]) -> Ring:
+        """The next strip of the input, which `write` writes, (1, h, W, C) -> what is ready of the output by then, (1, h', W', C').
 
         It is valid until the next is pushed.
         """
         given, work, ready = next(self._strips)
-        to = given.ring(self._memory)
-        room = to.whole()
-        if room is None:
-            room = torch.empty(to.shape, dtype=to.dtype, device=to.data.device)
-            write(room)
-            to.put(room)
-        else:
-            write(room)
+        write(given.ring(self._memory))
         for each in work:
             each(self._memory)
-        return ready.ring(self._memory).rows()
+        return ready.ring(self._memory)
 
 
 def _together(work: Sequence[Work]) -> list[Work]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import kernels
-from core.kernels import Border, Kernels, Pair
+from core.kernels import Border, Kernels, Pair, Ring
 
 EMULATED = "amx, emulated"
 each_set = pytest.mark.parametrize("own", [*kernels.available(), *({EMULATED} if "amx" not in kernels.available() else ())], indirect=True)
@@ -223,6 +223,75 @@ def test_adams_update_is_its_formula(own: Kernels, count: int, threads: int, gen
     assert all(t._version > before for t, before in zip((value, m, v), versions, strict=True)), "packed weights would be kept"
     for got, right in ((m, expected_m), (v, expected_v), (value, expected)):
         torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-6)
+
+
+def picture(kind: torch.dtype, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Samples of that kind, with the least and the most among them, as rows of a wider picture."""
+    H, W, C = size
+    if kind == torch.float32:
+        whole = torch.rand(H, W + 5, C, generator=generator)
+    else:
+        whole = torch.randint(0, int(kernels.SAMPLES[kind][1]) + 1, (H, W + 5, C), generator=generator).to(kind)
+    whole[0, 0], whole[-1, -6] = 0, kernels.SAMPLES[kind][1]
+    return whole[:, :W]
+
+
+each_kind = pytest.mark.parametrize("kind", [*kernels.SAMPLES], ids=str)
+
+
+@each_set
+@each_kind
+@pytest.mark.parametrize("size", [(2, 2, 3), (2, 2, 1), (4, 10, 1), (34, 50, 3), (6, 72, 3)], ids=str)
+@pytest.mark.parametrize("first", [0, 3])
+def test_pixels_are_laid_as_the_network_takes_them(
+    own: Kernels, kind: torch.dtype, size: tuple[int, int, int], first: int, threads: int, generator: torch.Generator
+) -> None:
+    samples, (H, W, _) = picture(kind, size, generator), size
+    ring = Ring(torch.full((1, H // 2 + 3, W // 2, 16), math.nan), first, H // 2)
+    own.lay(samples, 0.25, ring)
+    laid = torch.cat((samples.float().div(kernels.SAMPLES[kind][1]).expand(H, W, 3), torch.full((H, W, 1), 0.25)), 2)
+    blocks = F.pixel_unshuffle(laid.permute(2, 0, 1), 2).view(4, 4, H // 2, W // 2)  # channels, places in a block
+    assert torch.equal(ring.rows()[0], blocks.permute(2, 3, 1, 0).flatten(2))
+    assert ring.data.isnan().sum() == 3 * (W // 2) * 16, "it wrote past its rows"
+
+
+@each_set
+@each_kind
+@pytest.mark.parametrize("size", [(1, 1, 3), (1, 1, 1), (5, 7, 1), (33, 50, 3), (6, 70, 3)], ids=str)
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_corrections_are_added_and_samples_stay_samples(
+    own: Kernels, kind: torch.dtype, size: tuple[int, int, int], grey: bool, dtype: torch.dtype, share: float, generator: torch.Generator
+) -> None:
+    noisy, (H, W, C), one = picture(kind, size, generator), size, kernels.SAMPLES[kind][1]
+    corrections = Ring(torch.randn(1, H + 2, W + 4, 3, generator=generator).mul(0.2).to(dtype), 4 % (H + 2), H)
+    clean = torch.zeros(H, W + 1, C, dtype=kind)
+    taken = own.correct(noisy, share, corrections, 3, grey, clean[:, :W], measured=True)
+
+    x, correction = noisy.double() / one, corrections.rows()[0, :, 3 : 3 + W].double()
+    correction = correction.mean(2, keepdim=True) if grey or C == 1 else correction
+    expected = (x + share * correction).clamp(0, 1) * one
+    got = clean[:, :W].double()
+    if kind == torch.float32:
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    else:
+        assert ((got - expected).abs() <= 0.5 + 1e-2).all()
+        near = (got - expected).abs() < 0.49
+        assert torch.equal(got[near], expected.round()[near])
+    assert not clean[:, W:].any(), "it wrote past its columns"
+    assert taken == pytest.approx((x - got / one).square().sum().item(), rel=1e-5)
+
+    assert own.correct(noisy, share, corrections, 3, grey, noisy) == 0.0
+    assert torch.equal(noisy, clean[:, :W])
+
+
+def test_rows_that_do_not_lie_side_by_side_are_not_taken() -> None:
+    assert kernels.samples_fit(torch.zeros(4, 6, 3)[1:, 2:])
+    assert not kernels.samples_fit(torch.zeros(4, 6, 4)[..., :3])
+    assert not kernels.samples_fit(torch.zeros(6, 4, 3).transpose(0, 1))
+    assert not kernels.samples_fit(torch.zeros(4, 6, 3).flip(1)[:, ::2])
+    assert not kernels.samples_fit(torch.zeros(4, 6, 3, dtype=torch.float64))
 
 
 @each_set

@@ -1,15 +1,16 @@
 """A network fed strip by strip gives what it gives to the whole picture, and keeps no more rows than it needs."""
 
+import functools
 import gc
 import itertools
 import weakref
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from core import kernels
+from core.kernels import Ring
 from core.nn import Concat, Conv2d, DepthToSpace, Module, NearestUpsampling, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
 from core.nn.stream import Convolved, Stream
 
@@ -58,11 +59,7 @@ def networks(g: torch.Generator) -> dict[str, Module]:
 
 def streamed(network: Module, x: Tensor, strips: list[int]) -> Tensor:
     passage = Stream(network, strips, *x.shape[2:], x).begin()
-    return torch.cat([passage.push(written(rows)).clone() for rows in x.split(strips, 1)], 1)
-
-
-def written(rows: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda room: room.copy_(rows)
+    return torch.cat([passage.push(functools.partial(Ring.put, rows=rows)).rows().clone() for rows in x.split(strips, 1)], 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -127,7 +124,7 @@ def test_a_stream_is_forgotten_as_soon_as_it_is_dropped(generator: torch.Generat
     try:
         stream = Stream(networks(generator)["levels"], [64], 8, 4, torch.zeros(0))
         passage = stream.begin()
-        passage.push(Tensor.zero_)
+        passage.push(lambda room: room.data.zero_())
         kept = weakref.ref(stream), weakref.ref(passage)
         del stream, passage
         assert [one() for one in kept] == [None, None]

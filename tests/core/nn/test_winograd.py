@@ -150,7 +150,7 @@ def test_a_streamed_network_gives_what_the_whole_picture_gives(factors: torch.dt
     x = torch.randn(1, 96, 40, 4, generator=generator)
     for strips in ([32] * 3, [8] * 12, [40, 56]):
         passage = Stream(network, strips, 40, 4, x).begin()
-        got = torch.cat([passage.push(functools.partial(torch.Tensor.copy_, other=rows)).clone() for rows in x.split(strips, 1)], 1)
+        got = torch.cat([passage.push(functools.partial(Ring.put, rows=rows)).rows().clone() for rows in x.split(strips, 1)], 1)
         assert_same_tiles(got, network(x))
 
 
