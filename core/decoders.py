@@ -11,6 +11,7 @@ is held while a picture of one frame is denoised; encoding stays with who asks, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import itertools
@@ -254,6 +255,7 @@ class Decoders:
             _sealed(descriptor, "SHRINK", "GROW", "SEAL")
             mapped = mmap.mmap(descriptor, size) if size > COPIED_BYTES else None
             child.say({}, descriptor)
+            _allocate(descriptor, size)
             child.hear(limits, go_on)
             memory = mapped or _copied(descriptor, size)
         finally:
@@ -343,6 +345,13 @@ def _sealed(descriptor: int, *seals: str) -> None:
     """The child cannot change what the parent relies on: a file that shrinks would end whoever reads it."""
     if hasattr(fcntl, "F_ADD_SEALS"):
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, f"F_SEAL_{seal}") for seal in seals))
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Pages for all of it, while the child decodes: the child, which would ask for one after the other, would wait for each."""
+    if hasattr(os, "posix_fallocate"):
+        with contextlib.suppress(OSError):  # the child will find out
+            os.posix_fallocate(descriptor, 0, size)
 
 
 def _copied(descriptor: int, size: int) -> bytearray:

@@ -63,7 +63,7 @@ BACK = {6: 8, 8: 6}
 KINDS = {"uchar": "uint8", "ushort": "uint16", "float": "float32"}
 MAX_PARTS = 1 << 16  # chunks of a PNG, segments of a JPEG: each is looked at, and may be next to nothing
 PART_BYTES = 4096  # a larger part does not count: there are no more of them than the file has room for
-STRIP_BYTES = 1 << 21  # decoded at a time
+STRIP_BYTES = 1 << 18  # decoded at a time
 LARGE_BYTES = 1 << 24  # a smaller file is copied where that is simpler
 
 pillow_heif: Any = import_module("pillow_heif") if find_spec("pillow_heif") else None  # the extra `heic`

@@ -405,18 +405,34 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
+async def _pieces_in_memory(file: BinaryIO) -> AsyncIterator[bytes]:
+    for piece in _pieces(file):
+        yield piece
+
+
 class Sent(StreamingResponse):
-    """An answer in pieces; what it `holds` is let go of once it is sent or the client has left."""
+    """An answer in pieces; what it `holds` is let go of once it is sent or the client has left.
+
+    at_hand: no piece has to be waited for, so that nobody need watch meanwhile whether the client is there yet.
+    """
 
     def __init__(
-        self, pieces: Iterator[bytes] | AsyncIterator[bytes], holds: AsyncExitStack, media_type: str, headers: dict[str, str]
+        self,
+        pieces: Iterator[bytes] | AsyncIterator[bytes],
+        holds: AsyncExitStack,
+        media_type: str,
+        headers: dict[str, str],
+        at_hand: bool = False,
     ) -> None:
         super().__init__(pieces, media_type=media_type, headers=headers)
-        self._holds = holds
+        self._holds, self._at_hand = holds, at_hand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._holds:
-            await super().__call__(scope, receive, send)
+            if self._at_hand:
+                await self.stream_response(send)
+            else:
+                await super().__call__(scope, receive, send)
 
 
 def _respond(cleaned: Cleaned, upload_name: str, kept: str | None) -> Response:
@@ -425,8 +441,9 @@ def _respond(cleaned: Cleaned, upload_name: str, kept: str | None) -> Response:
     name = quote(f"{stem}{ENDING}{form.suffixes[0]}", safe="", errors="replace")
     holds = AsyncExitStack()
     holds.enter_context(cleaned.file)
+    at_hand = cleaned.size <= IN_MEMORY_BYTES
     return Sent(
-        _pieces(cleaned.file),
+        _pieces_in_memory(cleaned.file) if at_hand else _pieces(cleaned.file),  # a disk is read by other threads
         holds,
         form.media_type,
         headers={
@@ -441,6 +458,7 @@ def _respond(cleaned: Cleaned, upload_name: str, kept: str | None) -> Response:
             **({"X-Clearfold-Kept": kept} if kept else {}),
             **({"X-Clearfold-Dropped": ", ".join(cleaned.dropped)} if cleaned.dropped else {}),
         },
+        at_hand=at_hand,
     )
 
 
