@@ -52,6 +52,8 @@ TRIMMED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC
 """Large blocks go back to the system as they are freed; small ones would be fetched anew, page by page, for every picture."""
 IN_MEMORY_BYTES = 64 << 20
 """Of a file; a larger one lies on disk until it is decoded."""
+ALLOCATED_BYTES = 64 << 20
+"""Of pixels, for which there are pages before the child writes them; those of a larger picture come when its other copies have gone."""
 HEAD_BYTES = 256
 PIECE_BYTES = 1 << 20
 TOO_LATE = (-signal.SIGPROF, -signal.SIGALRM)
@@ -255,7 +257,8 @@ class Decoders:
             _sealed(descriptor, "SHRINK", "GROW", "SEAL")
             mapped = mmap.mmap(descriptor, size) if size > COPIED_BYTES else None
             child.say({}, descriptor)
-            _allocate(descriptor, size)
+            if size <= ALLOCATED_BYTES:
+                _allocate(descriptor, size)
             child.hear(limits, go_on)
             memory = mapped or _copied(descriptor, size)
         finally:

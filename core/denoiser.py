@@ -25,8 +25,8 @@ ROWS = 256
 BAND = 3072
 """Columns of a picture that pass through the network at once; wider pictures pass in bands that overlap by all it looks at."""
 
-STRIP_PIXELS = {"cpu": 1 << 17}
-"""Pixels that enter the network at a time: on a processor, so few that their activations stay in its last cache."""
+STRIP_PIXELS = {"cpu": 1 << 18}
+"""Pixels that enter the network at a time: on a processor, so few that a layer finds in its last cache what the one before wrote."""
 STRIP_PIXELS_ELSEWHERE = 1 << 21
 """Enough to fill an accelerator."""
 

@@ -88,9 +88,8 @@ class Memory:
 
     def __init__(self, every: Sequence[Rows], device: torch.device) -> None:
         self._where: list[tuple[Tensor, int]] = []
-        sizes = [
-            -(-rows.size_bytes() // LINE_BYTES) * LINE_BYTES + LINE_BYTES for rows in every
-        ]  # so that not all begin in one set of a cache
+        # a line more for each, so that not all begin in one set of a cache
+        sizes = [(-(-rows.size_bytes() // LINE_BYTES) + 1) * LINE_BYTES for rows in every]
         left = 0
         for i, size in enumerate(sizes):
             if left < size:
