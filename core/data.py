@@ -6,7 +6,7 @@ A batch is told by (seed, step) alone, so a run that is resumed at step 1000 goe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -82,37 +82,30 @@ class Photographs:
     The smaller ones are sharper and freer of JPEG's traces and of grain than what a camera wrote.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], patch: int, taken: Sequence[Tensor] | None = None) -> None:
-        """`taken`: the same pictures as they were before anything was done to them, if something was."""
-        self.pictures = list(_sizes(pictures, patch))
+    def __init__(self, pictures: Sequence[Tensor], patch: int) -> None:
+        self.pictures = []
+        for picture in pictures:
+            while min(picture.shape[:2]) >= patch:
+                self.pictures.append(picture)
+                picture = _shrunk(picture, 2)
         if not self.pictures:
             raise DataError(f"none of {len(pictures)} pictures has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
-        self.taken = self.pictures if taken is None else list(_sizes(taken, patch))
         self.patch = patch
         self.areas = torch.tensor([float(p.shape[0] * p.shape[1]) for p in self.pictures])
 
-    def batch(self, size: int, generator: torch.Generator, as_taken: Tensor | None = None) -> Tensor:
-        """(size, patch, patch, 3) float in [0, 1], each patch in one of its eight orientations; of pictures as they were taken where
-        `as_taken`, booleans (size,), says so.
-        """
+    def batch(self, size: int, generator: torch.Generator) -> Tensor:
+        """(size, patch, patch, 3) float in [0, 1], each patch in one of its eight orientations."""
         chosen = torch.multinomial(self.areas, size, replacement=True, generator=generator).tolist()
         places = torch.rand(size, 2, generator=generator).tolist()
         turns = torch.randint(8, (size,), generator=generator).tolist()
         P = self.patch
         out = torch.empty(size, P, P, 3, dtype=torch.uint8)
         for i, (index, (v, u), turn) in enumerate(zip(chosen, places, turns, strict=True)):
-            picture = (self.pictures if as_taken is None or not as_taken[i] else self.taken)[index]
+            picture = self.pictures[index]
             y, x = int(v * (picture.shape[0] - P + 1)), int(u * (picture.shape[1] - P + 1))
             cut = picture[y : y + P, x : x + P].rot90(turn % 4)
             out[i] = cut.flip(1) if turn >= 4 else cut
         return out.float().div_(255)
-
-
-def _sizes(pictures: Sequence[Tensor], least: int) -> Iterator[Tensor]:
-    for picture in pictures:
-        while min(picture.shape[:2]) >= least:
-            yield picture
-            picture = _shrunk(picture, 2)
 
 
 GREY = 0.1

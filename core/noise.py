@@ -64,7 +64,7 @@ UNTOLD = -0.1
 TOLD = 0.25
 """The share of pictures whose level such a network is told in training, so that it heeds one that is given by hand."""
 UNTOUCHED = 0.1
-"""The share of pictures to which nothing is done when such a network is trained: what looks like noise may be sand, and is to stay."""
+"""The share of pictures to which nothing is added when such a network is trained: what looks like noise may be sand, and is to stay."""
 
 GREY_LEVEL = math.sqrt(3)
 """What a network is told of a grey picture's noise, as a multiple: equal in three channels, it weighs on the lightness as independent
@@ -157,35 +157,27 @@ def _stretchers(size: int, factor: Tensor) -> Tensor:
     return weights / weights.sum(3, keepdim=True)  # at the border too
 
 
-def untouched(count: int, photographic: float, generator: torch.Generator) -> Tensor | None:
-    """Which of so many pictures get no noise at all, booleans (count,): UNTOUCHED of them if any gets a camera's, else none."""
-    return torch.rand(count, generator=generator) < UNTOUCHED if photographic else None
-
-
-def add_either(
-    clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator, untouched: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy pictures (N, H, W, 3) to learn from, what is to be made of them, and noise levels (N, 1, 1, 1) to tell, the deviation of what
     was added, over the picture.
 
     A share of `photographic` gets a camera's noise, the others Gaussian noise of deviation `sigma`. A grey picture stays grey, and its
-    level is told as GREY_LEVEL has it. Pictures that are `untouched`, booleans (N,), get none. If there is any camera's noise, whose level
-    nobody knows later, most pictures' level is UNTOLD.
+    level is told as GREY_LEVEL has it. If there is any camera's noise, whose level nobody knows later, most pictures' level is UNTOLD, and
+    some pictures are UNTOUCHED.
     """
     grey = (clean == clean[..., :1]).flatten(1).all(1).view(-1, 1, 1, 1)
     added = torch.randn(clean.shape, generator=generator)
-    if untouched is not None:
-        sigma = sigma.masked_fill(untouched.view(-1, 1, 1, 1), 0.0)
     noisy = clean + sigma * torch.where(grey, added[..., :1], added)
     telling = torch.where(grey, GREY_LEVEL, 1.0)
     if photographic == 0:
         return noisy, clean, sigma * telling
-    by_camera = torch.rand(len(clean), generator=generator) < photographic
-    chosen = (by_camera if untouched is None else by_camera & ~untouched).nonzero().flatten()
+    chosen = (torch.rand(len(clean), generator=generator) < photographic).nonzero().flatten()
     developed, scene = add_photographic(clean[chosen], generator)
     noisy[chosen] = torch.where(grey[chosen], developed.mean(3, keepdim=True), developed)
     clean = clean.index_copy(0, chosen, torch.where(grey[chosen], clean[chosen], scene))
     sigma = sigma.index_copy(0, chosen, (noisy[chosen] - clean[chosen]).square().mean((1, 2, 3), keepdim=True).sqrt_())
+    untouched = torch.rand(sigma.shape, generator=generator) < UNTOUCHED
+    noisy, sigma = torch.where(untouched, clean, noisy), sigma.masked_fill(untouched, 0.0)
     told = torch.rand(sigma.shape, generator=generator) < TOLD
     return noisy, clean, torch.where(told, sigma * telling, torch.tensor(UNTOLD))
 

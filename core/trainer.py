@@ -485,26 +485,22 @@ def _pictures(recipe: Recipe, cleaner: methods.Denoise | None = None) -> tuple[d
         # What looks like a camera's noise on the clean side, a blind network would learn to keep: such pictures are shrunk.
         halved_from = 2 * recipe.patch if recipe.photographic else math.inf
         training = list(readers.map(lambda path: data.read(path, halved_from), paths))
-    if cleaner is None:
-        return data.Photographs(training, recipe.patch), validation
-    taken = [_cut(picture) for picture in training if min(picture.shape[:2]) >= MULTIPLE]
-    return data.Photographs([_cleaned(picture, cleaner) for picture in taken], recipe.patch, taken), validation
+    if cleaner is not None:
+        training = [_cleaned(picture, cleaner) for picture in training]
+    return data.Photographs(training, recipe.patch), validation
 
 
 def _cleaned(picture: Tensor, cleaner: methods.Denoise) -> Tensor:
-    """(H, W, 3) uint8, H and W as the network takes them -> the same."""
+    """(H, W, 3) uint8 -> the same, cut to the size the network takes."""
+    if min(picture.shape[:2]) < MULTIPLE:
+        return picture
     return cleaner(_whole(picture)[None], GRAIN)[0].clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def _whole(picture: Tensor) -> Tensor:
     """Floats in [0, 1], cut to the size the network takes."""
-    return _cut(picture).float() / 255
-
-
-def _cut(picture: Tensor) -> Tensor:
-    """To the size the network takes."""
     H, W = (size // MULTIPLE * MULTIPLE for size in picture.shape[:2])
-    return picture[:H, :W]
+    return picture[:H, :W].float() / 255
 
 
 def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -515,12 +511,11 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slic
     """
     for step in range(first, recipe.steps):
         generator = data.generator_of(recipe.seed, step)
-        untouched = noise.untouched(recipe.batch, recipe.photographic, generator)
-        clean = data.vary(pictures.batch(recipe.batch, generator, untouched), generator, recipe.grey)
+        clean = data.vary(pictures.batch(recipe.batch, generator), generator, recipe.grey)
         low, high = recipe.sigma
         sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
         clean = noise.soften(noise.enlarge(clean, generator), generator) if recipe.photographic else clean
-        noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator, untouched)
+        noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
         yield noisy[share], clean[share], sigma[share]
 
 

@@ -165,17 +165,6 @@ def test_no_picture_left_is_an_error() -> None:
         data.Photographs([numbered(15, 40), numbered(40, 15)], 16)
 
 
-def test_patches_are_of_pictures_as_they_were_taken_where_it_is_asked(generator: torch.Generator) -> None:
-    pictures = [numbered(20, 28), numbered(16, 16)]
-    photographs = data.Photographs([255 - picture for picture in pictures], 8, pictures)
-    as_taken = torch.arange(12) % 3 == 0
-    state = generator.get_state()
-    batch = photographs.batch(12, generator, as_taken)
-    inverted = photographs.batch(12, generator.set_state(state))
-    assert torch.equal(batch[~as_taken], inverted[~as_taken])
-    torch.testing.assert_close(batch[as_taken], 1 - inverted[as_taken], rtol=0, atol=1.01 / 255)  # means of pixels were rounded
-
-
 def test_a_step_is_told_by_seed_and_step_alone() -> None:
     photographs = data.Photographs([numbered(20, 20)], 8)
     first, again, other_step, other_seed = (photographs.batch(5, data.generator_of(*which)) for which in ((1, 7), (1, 7), (1, 8), (2, 7)))
