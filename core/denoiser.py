@@ -91,7 +91,8 @@ class _Way(NamedTuple):
 
 
 class Denoiser:
-    """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one.
+    """A network with its weights on a device, ready for pictures. It keeps nothing of them, so many threads may share one; weights that are
+    changed later are not seen.
 
     A `blind` one, by its card, has learned to find the noise level by itself, and is better off without an estimate. A grey
     picture's level is told times the card's `grey_level`, as in training (see `core.noise.GREY_LEVEL`), to a network of its own if there

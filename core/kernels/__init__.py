@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,7 +87,7 @@ class Place(NamedTuple):
 
 
 class Plan:
-    """A convolution to be computed many times: what is the same each time is filled in once. For one thread at a time."""
+    """A convolution to be computed many times: what is the same each time is filled in once. Threads may share it."""
 
     def __init__(
         self,
@@ -111,38 +110,38 @@ class Plan:
         job.along_i, job.along_j, job.left, job.scale, job.crop_top, job.crop_left = *stride, sides[0], scale, crop[0], crop[2]
         job.columns, job.relu = job.Wo * scale - crop[2] - crop[3], relu
         job.u, job.bias = packed.data_ptr(), None if self._bias is None else self._bias.data_ptr()
-        self._x, self._y, self._added, self._mask = job.x, job.y, (job.addend, job.another), job.mask
 
     def __call__(self, x: Ring, ends: Pair, y: Ring, addends: Sequence[Ring] = (), mask: Ring | None = None) -> None:
         """Writes `y`, of as many rows as `x` gives in a border of `ends`, above and below. Shapes are the caller's to check."""
-        job, dtype = self._job, y.data.dtype
+        dtype = y.data.dtype
         kept = [ring if ring.data.dtype == dtype else ring._replace(data=ring.data.to(dtype)) for ring in addends]
-        _point(self._x, x)
-        _point(self._y, y)
-        for field, ring in zip(self._added, kept, strict=False):
+        job = self._sized(x.data.shape[0], x.height, ends, y.height)
+        _point(job.x, x)
+        _point(job.y, y)
+        for field, ring in zip((job.addend, job.another), kept, strict=False):
             _point(field, ring)
         if mask is not None:
             kept.append(mask if mask.data.dtype == dtype else mask._replace(data=mask.data.to(dtype)))
-            _point(self._mask, kept[-1])
-        self._size(x.data.shape[0], x.height, ends, y.height)
+            _point(job.mask, kept[-1])
         job.threads = torch.get_num_threads()
         self._call(ctypes.byref(job))
 
     def step(self, x: Place, ends: Pair, y: Place, addends: Sequence[Place]) -> Step:
         """The same for a `Program`; addends have the dtype of `y`."""
-        _point_at(self._x, x)
-        _point_at(self._y, y)
-        for field, place in itertools.zip_longest(self._added, addends):
-            _point_at(field, place)
-        self._size(1, x.height, ends, y.height)
-        step = Step(ctypes.cast(cast(Any, self._call), ctypes.c_void_p), self._job)
+        job = self._sized(1, x.height, ends, y.height)
+        for field, place in zip((job.x, job.y, job.addend, job.another), (x, y, *addends), strict=False):
+            # in place of an address, one more than the number
+            field.data, field.rows, field.first, field.half = place.number + 1, place.room, place.first, place.dtype == torch.bfloat16
+        step = Step(ctypes.cast(cast(Any, self._call), ctypes.c_void_p), job)
         step.plan = self  # and with it the weights
         return step
 
-    def _size(self, N: int, height: int, ends: Pair, rows: int) -> None:
-        job = self._job
+    def _sized(self, N: int, height: int, ends: Pair, rows: int) -> Any:
+        """A job of its own for whoever calls."""
+        job = type(self._job).from_buffer_copy(self._job)
         job.N, job.H, job.top, job.rows = N, height, ends[0], rows
         job.Ho = (height + ends[0] + ends[1] - job.A) // job.along_i + 1
+        return job
 
 
 class Kernels:
@@ -432,13 +431,6 @@ def _point(field: _Rows, ring: Ring) -> None:
 
 def _along(samples: Tensor) -> int:
     return samples.stride(0) * samples.itemsize
-
-
-def _point_at(field: _Rows, place: Place | None) -> None:
-    """In place of an address, one more than the number; 0 for none."""
-    field.data, field.rows, field.first, field.half = (
-        (place.number + 1, place.room, place.first, place.dtype == torch.bfloat16) if place else (0, 0, 0, 0)
-    )
 
 
 def _ring(x: Tensor | Ring) -> Ring:
