@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,7 +34,9 @@ from core.nn.sequential import Concat, Residual, Sequential
 ALIGNED = 4
 """Strips of a convolution's output end at multiples of this many rows, as F(4x4, 3x3) computes them."""
 PIECE_BYTES = 1 << 25
-"""Memory is asked for in pieces of so much: of more, an allocator would ask the system, page by page."""
+"""Memory is asked for in pieces of so much: of more, an allocator would ask the system, page by page, and what pieces of other sizes leave
+free, the next picture's would not fit into. What is not written to costs nothing.
+"""
 LINE_BYTES = 64
 
 
@@ -91,10 +92,10 @@ class Memory:
         # a line more for each, so that not all begin in one set of a cache
         sizes = [(-(-rows.size_bytes() // LINE_BYTES) + 1) * LINE_BYTES for rows in every]
         left = 0
-        for i, size in enumerate(sizes):
+        for size in sizes:
             if left < size:
-                fitting = itertools.takewhile(lambda total: total <= PIECE_BYTES, itertools.accumulate(sizes[i:]))
-                piece, left = torch.empty(at := max([size, *fitting]), dtype=torch.uint8, device=device), at
+                left = max(size, PIECE_BYTES)
+                piece = torch.empty(left, dtype=torch.uint8, device=device)
             self._where.append((piece, len(piece) - left))
             left -= size
         self.bases = (ctypes.c_void_p * len(every))(*(piece.data_ptr() + at for piece, at in self._where))
