@@ -284,6 +284,20 @@ def test_it_gives_up_between_two_strips_when_told(denoiser: Denoiser, monkeypatc
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8, torch.uint16], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_that_kernels_cannot_take_where_they_lie_get_the_same(kind: torch.dtype, channels: int) -> None:
+    """With a fourth channel beside them, as in RGBA: what kernels do in front of the network and behind it, torch does then."""
+    denoiser, steps = of(lively()), STEPS.get(kind, 1)
+    noisy = (photo(50, 70)[..., :channels] * steps).to(kind)
+    apart = torch.cat((noisy, noisy[..., :1]), 2)[..., :channels]
+    assert kernels.samples_fit(noisy)
+    assert not kernels.samples_fit(apart)
+    one, other = denoiser(noisy, SIGMA, strip=32).double(), denoiser(apart, SIGMA, strip=32).double()
+    assert (one - other).abs().max() <= (1 if steps > 1 else 1e-6)
+    assert steps == 1 or (one != other).double().mean() < 0.01
+
+
 def test_threads_share_one_denoiser(denoiser: Denoiser) -> None:
     pictures = [photo(20 + 7 * i, 60 - 5 * i, seed=i) for i in range(8)]
     sigmas = [0.02 * (i + 1) for i in range(8)]
