@@ -303,6 +303,7 @@ class Denoiser:
                 squares += self._correct(pixels[place], share, ready, kept, way.grey, out[place], level == noise.UNTOLD)
                 done += ready.height
             before = after
+            del passage, ready  # their memory is the next band's
         return math.sqrt(squares / pixels.numel())
 
     def _lay(self, samples: Tensor, level: float, scale: int, to: Ring) -> None:
