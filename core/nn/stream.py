@@ -34,8 +34,9 @@ from core.nn.sequential import Concat, Residual, Sequential
 ALIGNED = 4
 """Strips of a convolution's output end at multiples of this many rows, as F(4x4, 3x3) computes them."""
 PIECE_BYTES = 1 << 22
-"""Memory is asked for in pieces of so much, or of the rows that need more: few enough. In pieces of 32 MB, a service's heap grew by a fifth in
-5,000 requests with pictures of many sizes.
+"""Memory is asked for in pieces of so much, or of the rows that need more: few enough.
+
+In pieces of 32 MB, a service's heap grew by a fifth in 5,000 requests with pictures of many sizes.
 """
 LINE_BYTES = 64
 
