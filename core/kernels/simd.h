@@ -169,54 +169,24 @@ INLINE void store_pair(factor *p, vec a, vec b) { store(p, a); (void)b; }
 INLINE float load_one_bf16(const bf16 *p) { uint32_t i = (uint32_t)*p << 16; float x; memcpy(&x, &i, 4); return x; }
 
 /* Lanes from memory that may end before a whole vector: the first n, zeros behind them. */
-INLINE vec load_n(const float *p, long n) {
-  if (n >= VW) return load(p);
-  float t[VW] = {0};
-  memcpy(t, p, n * sizeof(float));
-  return load(t);
-}
-INLINE void store_n(float *p, vec x, long n) {
-  if (n >= VW) { store(p, x); return; }
-  float t[VW];
-  store(t, x);
-  memcpy(p, t, n * sizeof(float));
-}
-INLINE vec load_bf16_n(const bf16 *p, long n) {
-  if (n >= VW) return load_bf16(p);
-  bf16 t[VW] = {0};
-  memcpy(t, p, n * sizeof(bf16));
-  return load_bf16(t);
-}
-INLINE void store_bf16_n(bf16 *p, vec x, long n) {
-  if (n >= VW) { store_bf16(p, x); return; }
-  bf16 t[VW];
-  store_bf16(t, x);
-  memcpy(p, t, n * sizeof(bf16));
-}
-INLINE vec load_u8_n(const uint8_t *p, long n) {
-  if (n >= VW) return load_u8(p);
-  uint8_t t[VW] = {0};
-  memcpy(t, p, n * sizeof(uint8_t));
-  return load_u8(t);
-}
-INLINE void store_u8_n(uint8_t *p, vec x, long n) {
-  if (n >= VW) { store_u8(p, x); return; }
-  uint8_t t[VW];
-  store_u8(t, x);
-  memcpy(p, t, n * sizeof(uint8_t));
-}
-INLINE vec load_u16_n(const uint16_t *p, long n) {
-  if (n >= VW) return load_u16(p);
-  uint16_t t[VW] = {0};
-  memcpy(t, p, n * sizeof(uint16_t));
-  return load_u16(t);
-}
-INLINE void store_u16_n(uint16_t *p, vec x, long n) {
-  if (n >= VW) { store_u16(p, x); return; }
-  uint16_t t[VW];
-  store_u16(t, x);
-  memcpy(p, t, n * sizeof(uint16_t));
-}
+#define PARTLY(type, load, store) \
+  INLINE vec load##_n(const type *p, long n) { \
+    if (n >= VW) return load(p); \
+    type t[VW] = {0}; \
+    memcpy(t, p, n * sizeof(type)); \
+    return load(t); \
+  } \
+  INLINE void store##_n(type *p, vec x, long n) { \
+    if (n >= VW) { store(p, x); return; } \
+    type t[VW]; \
+    store(t, x); \
+    memcpy(p, t, n * sizeof(type)); \
+  }
+PARTLY(float, load, store)
+PARTLY(bf16, load_bf16, store_bf16)
+PARTLY(uint8_t, load_u8, store_u8)
+PARTLY(uint16_t, load_u16, store_u16)
+#undef PARTLY
 INLINE vec load_at(const char *p, int half) { return half ? load_bf16((const bf16 *)p) : load((const float *)p); }
 /* Nothing is known of this number any more: it stays in its register, where the compiler would compute it anew. */
 #define HIDE(x) __asm__("" : "+r"(x))

@@ -112,11 +112,11 @@ def _phase_rows(border: int, size: int, S: int, J: int, rows: int) -> tuple[int,
     return above, last - 1 - (rows - 1), border - first * S, last * S - border - size
 
 
-def space_to_depth(x: Tensor, scale: Pair, out: Tensor | None = None) -> Tensor:
-    """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order; in `out`, contiguous, if it is given."""
+def space_to_depth(x: Tensor, scale: Pair) -> Tensor:
+    """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order."""
     N, H, W, C = x.shape
     S, T = scale
-    out = x.new_empty(N, H // S, W // T, S * T * C) if out is None else out
+    out = x.new_empty(N, H // S, W // T, S * T * C)
     out.view(N, H // S, W // T, S, T, C).copy_(x.view(N, H // S, S, W // T, T, C).transpose(2, 3))
     return out
 

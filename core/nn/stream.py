@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core import kernels
 from core.kernels import Place, Plan, Ring
-from core.nn import convolution, products
+from core.nn import convolution
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d
 from core.nn.module import Module, finished
@@ -48,8 +48,6 @@ class Rows:
         self.height, self.width, self.channels, self.dtype = height, width, channels, dtype
         self.stop = 0
         """Rows that were written so far."""
-        self.strip = 0
-        """The most that were written at a time."""
         self.needed: list[int] = []
         """For each reader, the first row that it will read again."""
         self.room = 0
@@ -144,12 +142,11 @@ class Stream:
         self._device = like.device
         self.every: list[Rows] = []
         self._steps: list[Step] = []
-        self._in = self._rows(sum(heights), width, channels, like.dtype)
+        self._in, self._tallest = self._rows(sum(heights), width, channels, like.dtype), max(heights)
         out = self._lay(network, self._in, [])
         reader = out.reader()
         strips: list[tuple[Span, list[Work], Span]] = []
         for height in heights:
-            self._in.strip = max(self._in.strip, height)
             given, work = self._in.write(height), list[Work]()
             while moved := [step(work) for step in self._steps]:
                 if not any(moved):
@@ -236,7 +233,7 @@ class Stream:
             done, stop = y.stop // scale, height
             if x.stop < x.height:
                 stop = ((x.stop - K + P) // S + 1) // ALIGNED * ALIGNED
-            stop = min(stop, done + max(ALIGNED, -(-self._in.strip * height // self._in.height // ALIGNED) * ALIGNED))
+            stop = min(stop, done + max(ALIGNED, -(-self._tallest * height // self._in.height // ALIGNED) * ALIGNED))
             if stop <= done:
                 return False
             above, below = done * S - P, (stop - 1) * S - P + K  # the rows that the windows reach, past the picture's edges too
@@ -300,11 +297,7 @@ def _computed(program: kernels.Program, memory: Memory) -> None:
 
 
 def _mapped(layer: SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid, x: Span, y: Span, memory: Memory) -> None:
-    rows, to = x.ring(memory).rows(), y.ring(memory)
-    if isinstance(layer, SpaceToDepth) and (into := to.whole()) is not None:  # in one go: it stands where the rows are many
-        products.space_to_depth(rows, (layer.scale, layer.scale), into)
-    else:
-        to.put(layer.forward(rows))
+    y.ring(memory).put(layer.forward(x.ring(memory).rows()))
 
 
 def _summed(parts: Sequence[Span], y: Span, memory: Memory) -> None:
