@@ -16,12 +16,15 @@ KERNELS = Path("core/kernels")
 SOURCES = sorted(KERNELS.glob("*.[ch]"))
 DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
 
-
-AMX = '#include <immintrin.h>\n__attribute__((target("amx-tile,amx-bf16"))) void multiply(void) { _tile_dpbf16ps(0, 1, 2); }\n'
+NEWER = {
+    "AMX": ("gcc from 11, clang from 12 do", "amx-tile,amx-bf16", "void multiply(void) { _tile_dpbf16ps(0, 1, 2); }"),
+    "FP16": ("gcc from 12, clang from 14 do", "avx512fp16", "__m512h multiply(__m512h x) { return _mm512_mul_ph(x, x); }"),
+}
+"""What not every compiler knows: which do, and a trial of it."""
 
 
 class BuildKernels(build_ext):
-    """Leaves a copy in the checkout, for whoever runs Clearfold or its tests from there. A compiler too old for AMX builds all else."""
+    """Leaves a copy in the checkout, for whoever runs Clearfold or its tests from there. A compiler too old for a part builds all else."""
 
     def run(self) -> None:
         super().run()
@@ -31,15 +34,16 @@ class BuildKernels(build_ext):
                 shutil.copy(built, KERNELS)
 
     def build_extensions(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            trial = Path(folder, "amx.c")
-            trial.write_text(AMX)
-            try:
-                self.compiler.compile([str(trial)], output_dir=folder)
-            except CompileError:
-                self.warn("the compiler knows no AMX (gcc from 11, clang from 12 do): the kernels are built without those for AMX")
-                for extension in self.extensions:
-                    extension.define_macros.append(("CLEARFOLD_WITHOUT_AMX", None))
+        for name, (known_by, target, trial) in NEWER.items():
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder, "trial.c")
+                source.write_text(f'#include <immintrin.h>\n__attribute__((target("{target}"))) {trial}\n')
+                try:
+                    self.compiler.compile([str(source)], output_dir=folder)
+                except CompileError:
+                    self.warn(f"the compiler knows no {name} ({known_by}): the kernels are built without those for {name}")
+                    for extension in self.extensions:
+                        extension.define_macros.append((f"CLEARFOLD_WITHOUT_{name}", None))
         super().build_extensions()
 
 

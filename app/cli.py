@@ -38,7 +38,7 @@ ModelOption = Annotated[
     typer.Option(help="A model's name (see `clearfold models`), a .safetensors file, or auto, which suits each picture's noise."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU where there is one.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, or auto for what the device is fast at.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for what the device is fastest at.")]
 
 
 def main() -> None:
@@ -438,6 +438,7 @@ def info() -> None:
     dtype = hardware.fast_dtype(device)
     own = kernels.take(dtype, device)
     forced = kernels.forced()
+    rates = [f"{rate / 1e9:.0f} G in {str(kind).removeprefix('torch.')}" for kind, rate in kernels.rates().items()]
     table = Table(show_header=False, box=None)
     for name, told in (
         ("torch", torch.__version__),
@@ -451,6 +452,7 @@ def info() -> None:
             "because",
             f"CLEARFOLD_KERNEL = {forced}" if forced != "auto" else kernels.why() if device.type == "cpu" else "a GPU needs no kernel",
         ),
+        *([("measured", f"products a second and core: {', '.join(rates)}")] if rates and device.type == "cpu" else []),
     ):
         table.add_row(name, told)
     out.print(table, highlight=False, soft_wrap=True)

@@ -45,6 +45,11 @@ PIECE = 192
 LARGE = 6 * LOOKED_AT * PIECE**2
 """Pixels from which that pays."""
 
+PROBE = 64
+"""Side of the made pictures on which a network shows how large its numbers become."""
+HEADROOM = 16
+"""So many times as large they may become, and must not overflow."""
+
 ALIGNED = ALIGNED_ROWS * MULTIPLE
 """Bands and strips begin at multiples of this: the kernels' tiles then lie on one grid, and strips of any height give the same bits.
 
@@ -119,13 +124,27 @@ class Denoiser:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", dtype: str = "auto") -> Denoiser:
-        """Reads a weights file. `auto` takes a GPU if there is one, and bfloat16 if the device is fast at it; `.device` and `.dtype` tell.
+        """Reads a weights file. `auto` takes a GPU if there is one, and what it multiplies fastest; `.device` and `.dtype` tell.
+
+        (But not float16, whose numbers end at 65504, for a network that comes near them.)
 
         Raises WeightsError for a file that can't be used and DeviceError for a device that isn't there.
         """
         taken = hardware.take(device)
         network, grey, card = weights.load_both(Path(path))
-        return cls(network, card, Path(path).stem, taken, hardware.take_dtype(dtype, taken), grey)
+        first = hardware.take_dtype(dtype, taken)
+        made = cls(network, card, Path(path).stem, taken, first, grey)
+        if dtype == "auto" and first == torch.float16 and not made.has_room():
+            return cls(network, card, Path(path).stem, taken, hardware.fast_dtype(taken, training=True), grey)
+        return made
+
+    def has_room(self) -> bool:
+        """Whether pictures HEADROOM times as bright as white, with a noise as strong, pass through without an overflow."""
+        uniform = torch.rand(1, PROBE, PROBE, 4, generator=torch.Generator().manual_seed(0)).mul(HEADROOM)
+        blocks = (uniform[:, ::8, ::8] > HEADROOM / 2).float().mul(HEADROOM).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        networks = dict.fromkeys((self.network, self._for_grey))
+        with torch.no_grad():
+            return all(bool(network(x.to(self.device)).isfinite().all()) for network in networks for x in (uniform, blocks))
 
     def __call__(
         self,

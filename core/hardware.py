@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,23 +39,51 @@ def take(device: str = "auto") -> torch.device:
     return taken
 
 
-def take_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is `fast_dtype`'s, else "float32" or "bfloat16". Raises DeviceError for any other."""
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise DeviceError(f'dtype = "{dtype}" must be "auto", "float32" or "bfloat16"')
-    return fast_dtype(device) if dtype == "auto" else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+def take_dtype(dtype: str, device: torch.device, training: bool = False) -> torch.dtype:
+    """`auto` is `fast_dtype`'s, else "float32", "bfloat16" or, for inference, "float16". Raises DeviceError for any other."""
+    if dtype == "auto":
+        return fast_dtype(device, training)
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16} | ({} if training else {"float16": torch.float16})
+    if dtype not in named:
+        names = ", ".join(f'"{name}"' for name in ("auto", *named))
+        raise DeviceError(f'dtype = "{dtype}" must be one of {names}' + (" in training" if training else ""))
+    if dtype == "float16" and kernels.take(torch.float16, device) is None:
+        there = kernels.why() if device.type == "cpu" else f"the device is {device}"
+        raise DeviceError(f'dtype = "float16" needs a processor that runs avx512_fp16 ({there}): use "auto"')
+    return named[dtype]
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device has instructions for its products (sums are kept in float32), float32 elsewhere."""
+def fast_dtype(device: torch.device, training: bool = False) -> torch.dtype:
+    """What the device multiplies fastest, as measured on a processor, and of what is nearly as fast that of the fewest bits.
+
+    To report an instruction is not to be fast at it: an Emerald Rapids without AMX multiplies bfloat16 at half the rate of float32.
+    float16, whose sums are float16, is for inference on a processor with kernels for it.
+    """
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif own := kernels.take(torch.bfloat16, device):
-        return own.factors
-    else:
-        has = torch.cpu.get_capabilities()
-        fast = bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
-    return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    found = kernels.rates()
+    if training:
+        found.pop(torch.float16, None)
+    if not found:
+        found = {dtype: _products_rate(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    narrow = [dtype for dtype in (torch.float16, torch.bfloat16, torch.float32) if dtype in found]
+    return next(dtype for dtype in narrow if found[dtype] >= NEARLY * max(found.values()))
+
+
+NEARLY = 0.85
+"""A share of the best rate that is as good: what is half as wide takes half as long in memory."""
+
+
+@functools.cache
+def _products_rate(dtype: torch.dtype) -> float:
+    """Of torch's products in a processor: the best of a few."""
+    a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+    took = []
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        took.append(time.perf_counter() - started)
+    return a.numel() * b.shape[1] / min(took)
 
 
 def activations(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -100,7 +100,7 @@ def train(
         raise ValueError(f'recipe = "{recipe}" must be "report" or "better"')
     hardware.keep_freed_memory()
     where = hardware.take(device)
-    factors = hardware.take_dtype(dtype, where)
+    factors = hardware.take_dtype(dtype, where, training=True)
     kind = torch.float32  # as in the same network in torch.nn: the experiment is about learning, not about arithmetic
     better = recipe == "better"
     network = noise2noise(torch.Generator().manual_seed(seed)).to(where).multiply_in(factors, kind)

@@ -139,7 +139,7 @@ def train(
     """
     hardware.keep_freed_memory()
     device = ranks.device or hardware.take(recipe.device)
-    factors = hardware.take_dtype(recipe.dtype, device)
+    factors = hardware.take_dtype(recipe.dtype, device, training=True)
     dtype = hardware.activations(factors, device)
     run: _Run | None = None
     try:
@@ -220,7 +220,7 @@ class _Run:
         self.network, self.judge, self.device, self.ranks = network.to(device), judge, device, ranks
         ranks.watch(network)
         self.average = {p.name: p.value.clone() for p in network.param()}
-        self.rule = Muon(multiply_in=hardware.fast_dtype(device))
+        self.rule = Muon(multiply_in=hardware.fast_dtype(device, training=True))
         self.step = self.saved = 0
         self.psnr: dict[str, float] = {}
 

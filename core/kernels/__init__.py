@@ -22,11 +22,15 @@ Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one c
 
 SETS: dict[str, tuple[int, torch.dtype]] = {
     "amx": (16, torch.bfloat16),
+    "avx512_fp16": (32, torch.float16),
     "avx512_bf16": (16, torch.bfloat16),
     "avx512": (16, torch.float32),
     "avx2": (8, torch.float32),
 }
-"""The instruction sets, best first: floats in a vector, and the dtype of what products multiply. Sums are float32 in all."""
+"""The instruction sets, of each dtype the best first: numbers in a vector, and the dtype of what products multiply.
+
+Sums are float32 in all but one: those of float16 are float16, as all that its vectors compute. It is for inference alone.
+"""
 
 POINTS = 36
 
@@ -131,7 +135,7 @@ class Plan:
         job = self._sized(1, x.height, ends, y.height)
         for field, place in zip((job.x, job.y, job.addend, job.another), (x, y, *addends), strict=False):
             # in place of an address, one more than the number
-            field.data, field.rows, field.first, field.half = place.number + 1, place.room, place.first, place.dtype == torch.bfloat16
+            field.data, field.rows, field.first, field.half = place.number + 1, place.room, place.first, place.dtype != torch.float32
         step = Step(ctypes.cast(cast(Any, self._call), ctypes.c_void_p), job)
         step.plan = self  # and with it the weights
         return step
@@ -145,17 +149,34 @@ class Plan:
 
 
 class Kernels:
-    """The kernels of one instruction set. Activations are contiguous (N, H, W, C) of float32 or bfloat16, weights float32."""
+    """The kernels of one instruction set. Activations are contiguous (N, H, W, C) of float32 or `narrow`, weights float32."""
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.name = name
         self.lanes, self.factors = SETS[name]
-        self._call = {what: getattr(library, f"{what}_{name}") for what in _JOBS}
+        self.trains = self.factors != torch.float16
+        """Whether it computes gradients."""
+        self.narrow = torch.bfloat16 if self.trains else torch.float16
+        """What activations may have in place of float32."""
+        # All that is not a convolution is computed in float32, by processors that have those vectors in any case.
+        self._wide = None if self.trains else Kernels(library, "avx512")
+        names = {what: name if self.trains or what in ("winograd", "direct") else "avx512" for what in _JOBS}
+        self._call = {what: getattr(library, f"{what}_{name}") for what, name in names.items()}
+        self._rate = getattr(library, f"rate_{name}")
+        self._rate.restype = ctypes.c_double
+
+    @functools.cached_property
+    def rate(self) -> float:
+        """How many pairs of numbers a core multiplies in a second, measured at the first question, in less than a millisecond."""
+        return float(self._rate())
 
     def pack(self, weight: Tensor, winograd: bool, turned: bool = False) -> Tensor:
         """(A, B, C, F) as `convolve` takes it. turned: by 180 degrees and C and F exchanged, for a data gradient (Winograd's only)."""
         weight = weight.detach().float().contiguous()
         A, B, C, F = weight.shape
+        if self._wide is not None:
+            filled = torch.constant_pad_nd(weight, (0, -F % self.lanes, 0, -C % self.lanes if winograd else 0))
+            return self._wide.pack(filled, winograd, turned).to(self.factors)
         if not winograd:
             packed = torch.empty(_up(A * B * C, 2) * _up(F, self.lanes), dtype=self.factors)
             self._run("direct_weights", weight.data_ptr(), packed.data_ptr(), A * B * C, F, False)
@@ -283,6 +304,8 @@ class Kernels:
         """
         (H, W, C), (kind, one) = noisy.shape, SAMPLES[noisy.dtype]
         squares = torch.empty(H if measured else 0, dtype=torch.float64)
+        if corrections.dtype == torch.float16:
+            corrections = Ring(corrections.rows().float(), 0, corrections.height)
         given = noisy.data_ptr(), clean.data_ptr(), squares.data_ptr() if measured else None, share, one
         across = H, W, left, corrections.data.shape[2]
         self._run("correct", _rows(corrections), *given, kind, C, _along(noisy), _along(clean), grey or C == 1, *across)
@@ -303,11 +326,22 @@ def samples_fit(samples: Tensor) -> bool:
 
 
 def take(factors: torch.dtype, device: torch.device) -> Kernels | None:
-    """The kernels to multiply in `factors` with on this machine, or None. Those of float32 stand in where there are none of bfloat16."""
-    if device.type != "cpu" or factors not in (torch.float32, torch.bfloat16):
+    """The kernels to multiply in `factors` with on this machine, or None. Those of float32 stand in where there are none of bfloat16, but
+    not for float16, of which there is no other way.
+    """
+    if device.type != "cpu" or factors not in (torch.float32, torch.bfloat16, torch.float16):
         return None
     found = available()
-    return next((found[name] for name, (_, dtype) in SETS.items() if name in found and (dtype == torch.float32 or dtype == factors)), None)
+    fit = [factors] if factors == torch.float16 else [factors, torch.float32]
+    return next((found[name] for name, (_, dtype) in SETS.items() if name in found and dtype in fit), None)
+
+
+def rates() -> dict[torch.dtype, float]:
+    """Of each dtype that kernels here multiply in, the rate of the best."""
+    found: dict[torch.dtype, float] = {}
+    for own in available().values():
+        found[own.factors] = max(own.rate, found.get(own.factors, 0.0))
+    return found
 
 
 @functools.cache
@@ -426,7 +460,7 @@ def _rows(ring: Ring) -> _Rows:
 
 def _point(field: _Rows, ring: Ring) -> None:
     data = ring.data
-    field.data, field.rows, field.first, field.half = data.data_ptr(), data.shape[1], ring.first, data.dtype == torch.bfloat16
+    field.data, field.rows, field.first, field.half = data.data_ptr(), data.shape[1], ring.first, data.dtype != torch.float32
 
 
 def _along(samples: Tensor) -> int:

@@ -7,15 +7,15 @@
 INLINE void NAME(as_factors)(factor *to, const void *x, long i, long n, int half) {
   long c = 0;
   for (; c + VW <= n; c += VW) store_factors(to + c, load_any(x, i + c, VW, half));
-  for (; c < n; c++) to[c] = to_factor(half ? load_one_bf16((const bf16 *)x + i + c) : ((const float *)x)[i + c]);
+  for (; c < n; c++) to[c] = to_factor(half ? load_one_narrow((const narrow *)x + i + c) : ((const float *)x)[i + c]);
 }
 
 static void NAME(direct_body)(void *p) {
   clearfold_convolution *job = p;
   long H = job->H, W = job->W, C = job->C, F = job->F, A = job->A, B = job->B, K = A * B * C, T = job->block;
   long Kp = NAME(round_up)(K, PAIR), Fp = NAME(round_up)(F, VW), wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW, pixels = job->N * job->Ho * job->Wo;
-  factor *v = clearfold_scratch(T * (Kp * sizeof(factor) + wide * sizeof(float)) + 64);
-  float *m = (float *)(((uintptr_t)(v + T * Kp) + 63) & ~(uintptr_t)63);
+  factor *v = clearfold_scratch(T * (Kp * sizeof(factor) + wide * sizeof(partial)) + 64);
+  partial *m = (partial *)(((uintptr_t)(v + T * Kp) + 63) & ~(uintptr_t)63);
   const factor *u = job->u;
   begin_products();
   for (long first; (first = clearfold_next(&job->next, (pixels + T - 1) / T)) >= 0;) {
@@ -47,7 +47,7 @@ static void NAME(direct_body)(void *p) {
         long n = (first + t) / (job->Ho * job->Wo), i = (first + t) / job->Wo % job->Ho, j = (first + t) % job->Wo;
         for (long c = 0; c < columns; c++) {
           long at = f + c * VW;
-          NAME(finish)(job, load(m + (t * columns + c) * VW), n, i, j, at, F - at < VW ? F - at : VW);
+          NAME(finish)(job, load_partial(m + (t * columns + c) * VW), n, i, j, at, F - at < VW ? F - at : VW);
         }
       }
     }
@@ -57,15 +57,15 @@ static void NAME(direct_body)(void *p) {
 
 /* Can windows be multiplied where they lie? */
 static int NAME(lies_ready)(const clearfold_convolution *job) {
-  return job->x.half == (sizeof(factor) == sizeof(bf16)) && !job->top && !job->left && (job->Ho - 1) * job->along_i + job->A <= job->H &&
+  return (job->x.half ? sizeof(narrow) : sizeof(float)) == sizeof(factor) && !job->top && !job->left && (job->Ho - 1) * job->along_i + job->A <= job->H &&
          (job->Wo - 1) * job->along_j + job->B <= job->W && job->B * job->C % PAIR == 0 && job->Wo >= GRAIN && NAME(is_whole)(job);
 }
 
 /* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f. */
 INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const int count, const int columns) {
-  enum { STEP = ROWS < 8 ? ROWS : 8 }; /* finished at a time */
+  enum { STEP = GRAIN < 8 ? GRAIN : 8 }; /* finished at a time */
   long C = job->C, taps = job->B * C, K = job->A * taps;
-  float m[ROWS * COLUMNS * VW];
+  partial m[ROWS * COLUMNS * VW];
   NAME(pair_of_matrices) by = {0, job->along_j * C, 1, (const factor *)job->u + f * K, taps};
   by.v = (const factor *)job->x.data + clearfold_row(&job->x, n, i * job->along_i, job->W * C) + j * job->along_j * C;
   NAME(product_of)(by, m, columns * VW, 0, count, columns);
@@ -78,7 +78,7 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
     for (int first = 0; first < count; first += STEP) {
       vec y[STEP];
 #pragma GCC unroll 8
-      for (int b = 0; b < STEP; b++) y[b] = load(m + ((first + b) * columns + c) * VW);
+      for (int b = 0; b < STEP; b++) y[b] = load_partial(m + ((first + b) * columns + c) * VW);
       if (job->y.half) NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 1);
       else NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 0);
     }
@@ -96,7 +96,7 @@ static void NAME(direct_in_place_body)(void *p) {
         switch ((F - f < wide ? F - f : wide) / VW) {
           case 1: NAME(direct_run)(job, n, i, j, f, count, 1); break;
           case 2: NAME(direct_run)(job, n, i, j, f, count, 2); break;
-#if !defined(CLEARFOLD_AVX2)
+#if !defined(TWO_COLUMNS)
           case 3: NAME(direct_run)(job, n, i, j, f, count, 3); break;
           case 4: NAME(direct_run)(job, n, i, j, f, count, 4); break;
 #endif
@@ -119,25 +119,4 @@ void NAME(direct)(clearfold_convolution *job) {
   job->block = NAME(round_up)((pixels + blocks - 1) / blocks, GRAIN);
   job->next = 0;
   clearfold_team(NAME(direct_body), job, job->threads);
-}
-
-/* w as rows of (A*B*C) by F, packed as the products read it: for each chunk of columns, [K/PAIR][columns][PAIR]. `C` is A*B*C here. */
-static void NAME(direct_weights_body)(void *p) {
-  clearfold_weights *job = p;
-  long K = job->C, F = job->F, Kp = NAME(round_up)(K, PAIR), Fp = NAME(round_up)(F, VW);
-  factor *u = job->u;
-  for (long f; (f = clearfold_next(&job->next, Fp / VW)) >= 0;) {
-    f *= VW;
-    long chunk = f / (COLUMNS * VW) * (COLUMNS * VW), width = Fp - chunk < COLUMNS * VW ? Fp - chunk : COLUMNS * VW;
-    for (long c = 0; c < Kp; c += PAIR) {
-      vec both[2];
-      for (int q = 0; q < PAIR; q++) both[q] = c + q < K ? load_n(job->w + (c + q) * F + f, F - f) : zero();
-      store_pair(u + chunk * Kp + c * width + (f - chunk) * PAIR, both[0], both[PAIR - 1]);
-    }
-  }
-}
-
-void NAME(direct_weights)(clearfold_weights *job) {
-  job->next = 0;
-  clearfold_team(NAME(direct_weights_body), job, job->threads);
 }

@@ -61,7 +61,7 @@ INLINE void NAME(correct_row)(const clearfold_corrected *job, long i, float *row
   if (job->grey) {
     for (long j = 0; j < job->columns; j++) {
       float sum = 0;
-      for (int c = 0; c < 3; c++) sum += half ? load_one_bf16((const bf16 *)correction + at + 3 * j + c) : ((const float *)correction)[at + 3 * j + c];
+      for (int c = 0; c < 3; c++) sum += half ? load_one_narrow((const narrow *)correction + at + 3 * j + c) : ((const float *)correction)[at + 3 * j + c];
       for (int c = 0; c < job->channels; c++) row[j * job->channels + c] = sum / 3;
     }
     correction = row, at = 0, half = 0;

@@ -21,6 +21,12 @@ int clearfold_runs_avx512(void) {
 
 int clearfold_runs_avx512_bf16(void) { return clearfold_runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
+#if defined(CLEARFOLD_WITHOUT_FP16)
+int clearfold_runs_avx512_fp16(void) { return 0; }
+#else
+int clearfold_runs_avx512_fp16(void) { return clearfold_runs_avx512() && __builtin_cpu_supports("avx512fp16") && __builtin_cpu_supports("f16c"); }
+#endif
+
 #if !defined(CLEARFOLD_WITHOUT_AMX)
 void sample_amx(const uint16_t *v, const uint16_t *u, long C, float *m);
 void sample_avx512_bf16(const uint16_t *v, const uint16_t *u, long C, float *m);

@@ -13,15 +13,55 @@ typedef struct {
   long C;
 } NAME(pair_of_matrices);
 
+enum { AHEAD = 4096 }; /* bytes */
+#if defined(CLEARFOLD_AVX512FP16)
+enum { DEEP = 32 }; /* factors whose products are summed up in a register: the longer a sum of 11 bits, the less exact */
+#endif
+
 /* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. At most 6 rows. `fresh`: u was not
  * read before, and what is AHEAD of what is read is brought near. */
-enum { AHEAD = 4096 }; /* bytes */
-INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns, const int fresh) {
+#if defined(CLEARFOLD_AVX512FP16)
+INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns, const int fresh) {
+  for (long start = 0; start < by.C; start += DEEP) {
+    long stop = by.C - start < DEEP ? by.C : start + DEEP;
+    vec sum[ROWS][COLUMNS];
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < columns; j++) sum[i][j] = zero();
+    const factor *left[ROWS / 3];
+#pragma GCC unroll 4
+    for (int i = 0; i < rows / 3; i++) left[i] = by.v + 3 * i * by.row + start * by.step;
+    for (long c = start; c < stop; c++) {
+      factors right[COLUMNS];
+#pragma GCC unroll 2
+      for (int j = 0; j < columns; j++) {
+        right[j] = load_factors(by.u + (c * columns + j) * VW);
+        if (fresh) __builtin_prefetch((const char *)(by.u + (c * columns + j) * VW) + AHEAD);
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left[i / 3] + i % 3 * by.row, right[j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < rows / 3; i++) left[i] += by.step;
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < columns; j++) {
+        partial *to = m + i * along + j * VW;
+        store_partial(to, more || start ? add(load_partial(to), sum[i][j]) : sum[i][j]);
+      }
+  }
+}
+#else
+INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns, const int fresh) {
   vec sum[6][COLUMNS];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) sum[i][j] = more ? load(m + i * along + j * VW) : zero();
+    for (int j = 0; j < columns; j++) sum[i][j] = more ? load_partial(m + i * along + j * VW) : zero();
   for (long c = 0; c < by.C; c += PAIR) {
     factors right[COLUMNS];
 #pragma GCC unroll 8
@@ -39,14 +79,15 @@ INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, float *m, long a
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < columns; j++) store(m + i * along + j * VW, sum[i][j]);
+    for (int j = 0; j < columns; j++) store_partial(m + i * along + j * VW, sum[i][j]);
 }
+#endif
 
 #if defined(CLEARFOLD_AMX)
 #include "amx.h"
 
 /* What `deep` factors leave over of each of `rows` rows, a multiple of 4, is added. */
-static void NAME(product_of_rest)(NAME(pair_of_matrices) by, long deep, float *m, long along, int more, long rows, int columns) {
+static void NAME(product_of_rest)(NAME(pair_of_matrices) by, long deep, partial *m, long along, int more, long rows, int columns) {
   if (deep == by.C) return;
   by.v += deep * by.step, by.u += deep * columns * VW, by.C -= deep, more = more || deep;
   for (; rows > 0; rows -= 4, by.v += 4 * by.row, m += 4 * along) switch (columns) {
@@ -58,7 +99,7 @@ static void NAME(product_of_rest)(NAME(pair_of_matrices) by, long deep, float *m
 }
 
 /* The same as of vectors, for ROWS or GRAIN rows of factors that lie side by side (`step` is 1). */
-static void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, int rows, int columns) {
+static void NAME(product_of)(NAME(pair_of_matrices) by, partial *m, long along, int more, int rows, int columns) {
   long deep = by.C / DEPTH * DEPTH, width = columns * VW;
   for (int j = 0; deep && j < columns; j += 2) {
     const factor *u = by.u + j * VW * PAIR;
@@ -74,13 +115,13 @@ static void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, in
 INLINE void begin_products(void) {}
 INLINE void end_products(void) {}
 
-INLINE void NAME(product_of)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
+INLINE void NAME(product_of)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns) {
   NAME(product_by_vectors)(by, m, along, more, rows, columns, 0);
 }
 #endif
 
 /* Any number of rows, and up to GRAIN - 1 behind them. */
-INLINE void NAME(product_of_rows)(NAME(pair_of_matrices) by, float *m, long along, int more, long rows, const int columns) {
+INLINE void NAME(product_of_rows)(NAME(pair_of_matrices) by, partial *m, long along, int more, long rows, const int columns) {
 #if !defined(CLEARFOLD_AMX)
   if (rows > ROWS - GRAIN) {
     NAME(product_by_vectors)(by, m, along, more, ROWS, columns, 1);
@@ -91,16 +132,35 @@ INLINE void NAME(product_of_rows)(NAME(pair_of_matrices) by, float *m, long alon
   if (GRAIN < ROWS && rows > 0) NAME(product_of)(by, m, along, more, GRAIN, columns);
 }
 
-static void NAME(product)(const factor *v, long row, const factor *u, long C, float *m, long rows, int columns) {
+static void NAME(product)(const factor *v, long row, const factor *u, long C, partial *m, long rows, int columns) {
   NAME(pair_of_matrices) by = {v, row, 1, u, C};
   switch (columns) {
     case 1: NAME(product_of_rows)(by, m, VW, 0, rows, 1); break;
     case 2: NAME(product_of_rows)(by, m, 2 * VW, 0, rows, 2); break;
-#if !defined(CLEARFOLD_AVX2)
+#if !defined(TWO_COLUMNS)
     case 3: NAME(product_of_rows)(by, m, 3 * VW, 0, rows, 3); break;
     case 4: NAME(product_of_rows)(by, m, 4 * VW, 0, rows, 4); break;
 #endif
   }
+}
+
+/* How many factors this processor multiplies in a second, by a product that stays in the first cache: the best of a few short tries. */
+double NAME(rate)(void) {
+  enum { SIDE = 48, C = 64, WIDE = COLUMNS * VW, EACH = 8, TRIES = 16 };
+  factor v[SIDE * C] = {0}, u[C * WIDE] = {0};
+  partial m[SIDE * WIDE];
+  double best = 0;
+  begin_products();
+  for (int try = 0; try < TRIES; try++) {
+    struct timespec start, stop;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    for (int i = 0; i < EACH; i++) NAME(product)(v, C, u, C, m, SIDE, COLUMNS);
+    clock_gettime(CLOCK_MONOTONIC, &stop);
+    double took = (stop.tv_sec - start.tv_sec) + 1e-9 * (stop.tv_nsec - start.tv_nsec), reached = (double)SIDE * C * WIDE * EACH / took;
+    if (reached > best) best = reached;
+  }
+  end_products();
+  return best;
 }
 
 #if defined(CLEARFOLD_AVX512BF16)
@@ -198,17 +258,14 @@ INLINE void NAME(finish_few)(const clearfold_convolution *job, const vec y[4], l
   long S = job->scale, run = job->F / S, width = job->columns * (run / S);
   vec bias = job->bias ? load_n(job->bias, job->F) : zero();
   float lanes[4][VW];
-  for (int b = 0; b < 4; b++) store(lanes[b], add(y[b], bias));
+  narrow halves[4][VW];
+  for (int b = 0; b < 4; b++)
+    if (job->y.half) store_narrow(halves[b], add(y[b], bias));
+    else store(lanes[b], add(y[b], bias));
   for (long r = 0; r < S; r++) {
     long to = clearfold_row(&job->y, picture, i * S + r, width) + j * run;
-    for (int b = 0; b < 4; b++, to += run) {
-      if (job->y.half) {
-        bf16 halves[VW];
-        store_bf16(halves, load(lanes[b]));
-        memcpy((bf16 *)job->y.data + to, halves + r * run, run * sizeof(bf16));
-      } else {
-        memcpy((float *)job->y.data + to, lanes[b] + r * run, run * sizeof(float));
-      }
-    }
+    for (int b = 0; b < 4; b++, to += run)
+      if (job->y.half) memcpy((narrow *)job->y.data + to, halves[b] + r * run, run * sizeof(narrow));
+      else memcpy((float *)job->y.data + to, lanes[b] + r * run, run * sizeof(float));
   }
 }

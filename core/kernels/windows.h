@@ -17,7 +17,7 @@ typedef struct {
 /* Windows first..first+count, the last one alone if they are odd, as to[begin * SEEN + t * width + (k - begin) * PAIR + q]: element k of
  * window t + q, where each `chunk` of elements from `begin` on is a matrix by itself, `width` wide. */
 INLINE void NAME(lay_windows)(clearfold_windows x, const int half, long first, long count, long chunk, long more, factor *to) {
-  long size = half ? sizeof(bf16) : sizeof(float), run = x.B * x.C, K = x.A * run;
+  long size = half ? sizeof(narrow) : sizeof(float), run = x.B * x.C, K = x.A * run;
   for (long t = 0; t < count; t += PAIR) {
     const char *at[PAIR];
     for (int q = 0; q < PAIR; q++) {
@@ -27,8 +27,8 @@ INLINE void NAME(lay_windows)(clearfold_windows x, const int half, long first, l
     for (long a = 0, k = 0; a < x.A; a++) {
       for (long c = 0; c < run; c += VW, k += VW) {
         long begin = k / chunk * chunk, width = (K - begin < chunk ? K - begin : chunk) + more;
-        vec other = t + PAIR > count ? zero() : load_at(at[PAIR - 1] + c * size, half);
-        store_pair(to + begin * SEEN + t * width + (k - begin) * PAIR, load_at(at[0] + c * size, half), other);
+        vec other = t + PAIR > count ? zero() : load_at(at[PAIR - 1] + c * size, VW, half);
+        store_pair(to + begin * SEEN + t * width + (k - begin) * PAIR, load_at(at[0] + c * size, VW, half), other);
       }
       for (int q = 0; q < PAIR; q++) at[q] += x.across * run * size;
     }

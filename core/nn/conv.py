@@ -59,7 +59,7 @@ class Convolution(Module):
 
     def multiply_in(self, factors: torch.dtype | None, activations: torch.dtype | None = None) -> Module:
         if self.exact:
-            self.factors, self.yields = factors and torch.promote_types(factors, torch.float32), activations
+            self.factors, self.yields = torch.float32 if factors == torch.bfloat16 else factors, activations
         else:
             self.factors = factors
         return self
@@ -87,8 +87,8 @@ class Conv2d(Convolution):
     """`y[n, i, j, f] = bias[f] + sum over a, b, c of x[n, i*S + a - P, j*S + b - P, c] * weight[a, b, c, f]`, zero outside the picture.
 
     Weights start uniform in ±gain / sqrt(K*K*C) (LeCun et al. 1998), biases at zero. A small gain lets a residual branch start as almost
-    nothing. Pass a `generator` for the same weights each time. An `exact` layer multiplies in float32 or better, whatever
-    `multiply_in` says, and only what it hands on is rounded; for a `careful` one kernels do so at inference, where it costs little.
+    nothing. Pass a `generator` for the same weights each time. An `exact` layer does not multiply in bfloat16, whose 8 bits are too few:
+    it does so in float32, and only what it hands on is rounded; for a `careful` one kernels do so at inference, where it costs little.
     """
 
     def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False, scale: int = 1) -> Tensor:

@@ -58,8 +58,8 @@ def convolve(
 ) -> Tensor:
     """`products.convolve`, then depth-to-space by `scale` and a crop, `+` up to ADDENDS addends, ReLU, and 0 where `mask` is not above 0.
 
-    factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. careful: kernels, of
-    which float32's are half as fast as bfloat16's, multiply in float32; products, which would be a quarter as fast, as they are told.
+    factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. careful: kernels multiply
+    in float32 in place of bfloat16, which takes twice as long; products, which would take four times as long, as they are told.
     packs: where the layer keeps its weights prepared, or None to prepare them for this call alone. out: where the result is written, else
     it is returned.
     """
@@ -307,14 +307,15 @@ def data_gradient(
 
 ADDENDS = 2
 """So many a convolution adds before its one store."""
-VECTOR = max(lanes for lanes, _ in kernels.SETS.values())
-"""Channels that the kernels compute at a time, at most."""
+VECTOR = 16
+"""Channels that most kernels compute at a time."""
 FEWEST = 12
 """Channels in and out from which F(4x4, 3x3) is the faster way."""
 
 
 def _kernel(dtype: torch.dtype, device: torch.device, factors: torch.dtype) -> kernels.Kernels | None:
-    return kernels.take(factors, device) if dtype in (torch.float32, torch.bfloat16) else None
+    own = kernels.take(factors, device)
+    return own if own is not None and dtype in (torch.float32, own.narrow) else None
 
 
 def _packed(kernel: kernels.Kernels, weight: Tensor, stride: Pair, packs: Packs) -> Tensor:
@@ -322,7 +323,7 @@ def _packed(kernel: kernels.Kernels, weight: Tensor, stride: Pair, packs: Packs)
 
 
 def _finer(factors: torch.dtype) -> torch.dtype:
-    return torch.promote_types(factors, torch.float32)
+    return torch.float32 if factors == torch.bfloat16 else factors
 
 
 def _winograd(weight: Tensor, stride: Pair) -> bool:

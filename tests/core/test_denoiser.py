@@ -70,9 +70,9 @@ def test_bands_and_strips_leave_no_trace(denoiser: Denoiser, band: int, strip: i
     torch.testing.assert_close(denoiser(noisy, SIGMA, band=band, strip=strip), whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_whatever_the_strips_the_kernels_give_the_same_bits(dtype: torch.dtype) -> None:
-    if not kernels.available():
+    if kernels.take(dtype, CPU) is None:
         return  # products sum in another order for each size
     denoiser = of(lively(), dtype)
     noisy = photo(300, 70)
@@ -421,18 +421,36 @@ def test_a_noise_level_that_is_none_is_refused(denoiser: Denoiser, sigma: float,
 
 
 BOUND = 2 / 255
-"""How far a pixel in bfloat16 may lie from float32's: the correction has 8 bits, the picture itself is never rounded."""
+"""How far a pixel in 16 bits may lie from float32's: it is the correction that is rounded, never the picture itself."""
 
 
-def test_bfloat16_is_close_to_float32(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_are_close_to_float32(dtype: torch.dtype, generator: torch.Generator) -> None:
+    own = kernels.take(dtype, CPU)
+    if own is None and dtype == torch.float16:
+        return  # which is multiplied by kernels alone, see test_kernels.py
     noisy = noise.add_gaussian(photo(48, 40), SIGMA, generator)
     fine = of(networks.unet(torch.Generator().manual_seed(0)))(noisy, SIGMA)
-    coarse = of(networks.unet(torch.Generator().manual_seed(0)), torch.bfloat16)(noisy, SIGMA)
+    coarse = of(networks.unet(torch.Generator().manual_seed(0)), dtype)(noisy, SIGMA)
     assert coarse.dtype == torch.float32
     assert (fine - noisy.clamp(0, 1)).abs().max() > 0.02
     assert (coarse - fine).abs().max() < BOUND
-    own = kernels.take(torch.bfloat16, torch.device("cpu"))  # those of a processor without bfloat16 multiply in float32 instead
+    # kernels of a processor without bfloat16 multiply in float32 instead
     assert torch.equal(coarse, fine) == (own is not None and own.factors == torch.float32)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float16), (1e4, torch.float32)])
+def test_float16_is_not_taken_for_a_network_that_may_overflow_it(
+    scale: float, dtype: torch.dtype, tmp_path: Path, small_unet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels.take(torch.float16, CPU) is None:
+        return
+    monkeypatch.setattr(hardware, "fast_dtype", lambda device, training=False: torch.float32 if training else torch.float16)
+    values = {p.name: p.value for p in small(torch.Generator().manual_seed(3)).param()}
+    first = next(iter(values))
+    weights.save(tmp_path / "loud.safetensors", {**values, first: values[first] * scale}, {"architecture": "unet"})
+    assert Denoiser.load(tmp_path / "loud.safetensors", "cpu").dtype == dtype
+    assert Denoiser.load(tmp_path / "loud.safetensors", "cpu", "float16").dtype == torch.float16
 
 
 @pytest.fixture

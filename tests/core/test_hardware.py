@@ -47,23 +47,43 @@ def test_a_device_of_another_kind_is_refused(device: str) -> None:
         hardware.take(device)
 
 
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+
+
 @pytest.mark.parametrize(
-    ("reported", "dtype"),
+    ("rates", "inference", "training"),
     [
-        ({}, torch.float32),
-        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({"bf16": True}, torch.bfloat16),
+        ({F32: 95}, F32, F32),  # none of 16 bits
+        ({BF16: 268, F32: 134}, BF16, BF16),  # Zen 5
+        ({BF16: 100, F32: 100}, BF16, BF16),  # as many products, with half the memory's work
+        ({F16: 186, BF16: 45, F32: 89}, F16, F32),  # Emerald Rapids in a virtual machine without AMX
+        ({F16: 186, BF16: 1100, F32: 89}, BF16, BF16),  # the same with AMX
+        ({F16: 186, BF16: 186, F32: 93}, F16, BF16),
+        ({F16: 186}, F16, BF16),  # CLEARFOLD_KERNEL=avx512_fp16: what trains is torch's products
     ],
 )
-def test_without_kernels_bfloat16_is_taken_where_the_processor_reports_it(
-    reported: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_on_a_processor_the_fastest_is_taken_and_of_equals_the_narrowest(
+    rates: dict[torch.dtype, float], inference: torch.dtype, training: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "take", lambda factors, device: None)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: reported)
-    assert hardware.fast_dtype(torch.device("cpu")) == dtype
-    assert hardware.take_dtype("auto", torch.device("cpu")) == dtype
+    monkeypatch.setattr(kernels, "rates", lambda: dict(rates))
+    monkeypatch.setattr(hardware, "_products_rate", {BF16: 300, F32: 160}.get)
+    assert hardware.fast_dtype(torch.device("cpu")) == hardware.take_dtype("auto", torch.device("cpu")) == inference
+    assert hardware.fast_dtype(torch.device("cpu"), training=True) == training
+    assert hardware.take_dtype("auto", torch.device("cpu"), training=True) == training
+
+
+@pytest.mark.parametrize(("rates", "dtype"), [({BF16: 168, F32: 302}, F32), ({BF16: 600, F32: 302}, BF16)])
+def test_without_kernels_what_torch_multiplies_fastest_is_taken(
+    rates: dict[torch.dtype, float], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "rates", dict)
+    monkeypatch.setattr(hardware, "_products_rate", rates.get)
+    assert hardware.fast_dtype(torch.device("cpu")) == hardware.take_dtype("auto", torch.device("cpu")) == dtype
+
+
+def test_rates_are_measured() -> None:
+    assert all(1e8 < rate < 1e14 for rate in (*kernels.rates().values(), hardware._products_rate(F32)))
+    assert kernels.rates().keys() == {own.factors for own in kernels.available().values()}
 
 
 @pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -79,7 +99,20 @@ def test_a_precision_that_is_named_is_taken_whatever_is_fast(name: str, dtype: t
     assert hardware.take_dtype(name, torch.device("cpu")) == dtype
 
 
-@pytest.mark.parametrize("name", ["float16", "double", ""])
+@pytest.mark.parametrize("name", ["half", "double", ""])
 def test_another_precision_is_refused(name: str) -> None:
-    with refused(DeviceError, f'dtype = "{name}" must be "auto", "float32" or "bfloat16"'):
+    with refused(DeviceError, f'dtype = "{name}" must be one of "auto", "float32", "bfloat16", "float16"'):
         hardware.take_dtype(name, torch.device("cpu"))
+
+
+def test_float16_is_for_inference() -> None:
+    with refused(DeviceError, 'dtype = "float16" must be one of "auto", "float32", "bfloat16" in training'):
+        hardware.take_dtype("float16", torch.device("cpu"), training=True)
+
+
+@pytest.mark.parametrize(("device", "there"), [("cpu", "this processor runs avx2"), ("cuda", "the device is cuda")])
+def test_float16_is_refused_where_no_kernel_multiplies_it(device: str, there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", dict)
+    monkeypatch.setattr(kernels, "why", lambda: "this processor runs avx2")
+    with refused(DeviceError, f'dtype = "float16" needs a processor that runs avx512_fp16 ({there}): use "auto"'):
+        hardware.take_dtype("float16", torch.device(device))

@@ -1,5 +1,5 @@
-"""Every kernel of every instruction set this machine runs, against torch's own convolution and autograd in float64; those for AMX on
-emulated registers, where it has none."""
+"""Every kernel of every instruction set this machine runs, against torch's own convolution and autograd in float64; those for AMX and for
+float16 on emulated ones, where it has none."""
 
 import ctypes
 import math
@@ -19,15 +19,17 @@ from torch import Tensor
 from core import kernels
 from core.kernels import Border, Kernels, Pair, Ring
 
-EMULATED = "amx, emulated"
-each_set = pytest.mark.parametrize("own", [*kernels.available(), *({EMULATED} if "amx" not in kernels.available() else ())], indirect=True)
+EMULATED = {f"{name}, emulated": name for name in ("amx", "avx512_fp16") if name not in kernels.available()}
+SETS = [*kernels.available(), *EMULATED]
+each_set = pytest.mark.parametrize("own", SETS, indirect=True)
+each_that_trains = pytest.mark.parametrize("own", [name for name in SETS if "fp16" not in name], indirect=True)
 SAME: Border = (1, 1, 1, 1)
 
 
 @pytest.fixture
 def own(request: pytest.FixtureRequest) -> Kernels:
-    if request.param == EMULATED:
-        return Kernels(borrowing(request.getfixturevalue("emulated_amx")), "amx")
+    if (name := EMULATED.get(request.param)) is not None:
+        return Kernels(borrowing(request.getfixturevalue("emulated_amx" if name == "amx" else "emulated_float16")), name)
     return kernels.available()[request.param]
 
 
@@ -52,9 +54,12 @@ def assert_near(own: Kernels, got: Tensor, expected: Tensor) -> None:
     unit = max(expected.double().square().mean().sqrt().item(), 1e-3)
     off = (got.double() - expected.double()).div(unit)
     rms, most = off.square().mean().sqrt().item(), off.abs().max().item()
-    limit = (0.013 if got.numel() > 1000 else 0.04) if own.factors == torch.bfloat16 else 2e-6
+    few, many = {torch.float32: (2e-6, 2e-6), torch.bfloat16: (0.04, 0.013), torch.float16: (0.025, 0.007)}[own.factors]
+    limit = many if got.numel() > 1000 else few
     if torch.bfloat16 in (got.dtype, expected.dtype):
         limit += 0.003
+    elif torch.float16 in (got.dtype, expected.dtype):
+        limit += 0.0004
     assert rms < limit, f"rms error {rms:.2e} of the output's, limit {limit:.0e}"
     assert most < 12 * limit, f"worst error {most:.2e} of the output's rms, limit {12 * limit:.0e}"
 
@@ -128,11 +133,12 @@ def test_any_border_of_the_fast_3x3_equals_torchs(own: Kernels, border: Border, 
 
 @each_set
 @pytest.mark.parametrize("winograd", [True, False], ids=["F(4x4, 3x3)", "direct"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("F", [16, 20], ids=["whole vectors", "a tail"])
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "16 bits"])
+@pytest.mark.parametrize("F", [16, 20, 32], ids=lambda F: f"{F} channels")
 def test_addends_relu_and_mask_are_applied_in_this_order(
-    own: Kernels, winograd: bool, dtype: torch.dtype, F: int, generator: torch.Generator
+    own: Kernels, winograd: bool, narrow: bool, F: int, generator: torch.Generator
 ) -> None:
+    dtype = own.narrow if narrow else torch.float32
     x, weight, bias = made(generator, 2, 9, 6, 16, F, (3, 3))
     addend, another, mask = (torch.randn(2, 9, 6, F, generator=generator).to(dtype) for _ in range(3))
     y = run(own, x.to(dtype), weight, (1, 1), SAME, winograd, bias=bias, addends=[addend, another], relu=True, mask=mask)
@@ -156,7 +162,7 @@ def test_depth_to_space_and_crop_are_those_of_torch(own: Kernels, winograd: bool
     assert_near(own, run(own, x, weight, (1, 1), SAME, winograd, bias=bias, scale=2, crop=crop), expected)
 
 
-@each_set
+@each_that_trains
 @pytest.mark.parametrize(
     "size", [(1, 1, 1, 16, 16), (2, 9, 9, 3, 5), (2, 17, 22, 20, 12), (3, 27, 33, 64, 64), (1, 50, 45, 36, 80)], ids=str
 )
@@ -182,7 +188,7 @@ def test_the_gradients_of_a_3x3_convolution_equal_autograds(
     assert_near(own, dx, x64.grad)
 
 
-@each_set
+@each_that_trains
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 7), (3, 8, 9), (2, 12, 15)], ids=str)
 @pytest.mark.parametrize("layer", [(1, 32, 1, 64), (2, 16, 1, 48), (1, 48, 2, 64), (1, 128, 2, 256), (2, 64, 1, 128)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -202,7 +208,7 @@ def test_the_weight_gradient_of_windows_side_by_side_is_autograds(
     assert_near(own, own.windows_gradient(x, dy, (K, K), S), weight64.grad)
 
 
-@each_set
+@each_that_trains
 def test_windows_that_do_not_fill_the_picture_or_whole_vectors_are_not_aligned(own: Kernels) -> None:
     assert own.aligned(torch.empty(1, 4, 6, 16), torch.empty(1, 2, 3, 16), (2, 2))
     assert not own.aligned(torch.empty(1, 5, 6, 16), torch.empty(1, 2, 3, 16), (2, 2))
@@ -259,11 +265,12 @@ def test_pixels_are_laid_as_the_network_takes_them(
 @each_kind
 @pytest.mark.parametrize("size", [(1, 1, 3), (1, 1, 1), (5, 7, 1), (33, 50, 3), (6, 70, 3)], ids=str)
 @pytest.mark.parametrize("grey", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "16 bits"])
 @pytest.mark.parametrize("share", [1.0, 0.3])
 def test_corrections_are_added_and_samples_stay_samples(
-    own: Kernels, kind: torch.dtype, size: tuple[int, int, int], grey: bool, dtype: torch.dtype, share: float, generator: torch.Generator
+    own: Kernels, kind: torch.dtype, size: tuple[int, int, int], grey: bool, narrow: bool, share: float, generator: torch.Generator
 ) -> None:
+    dtype = own.narrow if narrow else torch.float32
     noisy, (H, W, C), one = picture(kind, size, generator), size, kernels.SAMPLES[kind][1]
     corrections = Ring(torch.randn(1, H + 2, W + 4, 3, generator=generator).mul(0.2).to(dtype), 4 % (H + 2), H)
     clean = torch.zeros(H, W + 1, C, dtype=kind)
@@ -322,7 +329,7 @@ def test_the_same_bits_twice_and_with_another_number_of_threads(own: Kernels, ge
     results = []
     for number in (1, 2, 2):
         torch.set_num_threads(number)
-        results.append((run(own, x, weight, (1, 1), SAME, True), own.weight_gradient(x, x, SAME)))
+        results.append((run(own, x, weight, (1, 1), SAME, True), own.weight_gradient(x, x, SAME) if own.trains else torch.zeros(1)))
     torch.set_num_threads(before)
     for y, dweight in results[1:]:
         assert torch.equal(y, results[0][0])
@@ -389,7 +396,7 @@ def test_amx_is_taken_only_where_it_is_there_allowed_and_right(
     monkeypatch.setenv("EMULATED_AMX", lack)
     monkeypatch.delenv("CLEARFOLD_KERNEL", raising=False)
     library = borrowing(shutil.copy(emulated_amx, tmp_path))  # a copy asks its processor anew
-    for name in ("avx512_bf16", "avx512", "avx2"):  # the library holds nothing of the last two
+    for name in ("avx512_fp16", "avx512_bf16", "avx512", "avx2"):  # of these the library holds the second alone
         setattr(library, f"clearfold_runs_{name}", lambda name=name: name == "avx512_bf16")
     monkeypatch.setattr(kernels, "_library", lambda: (library, ""))
     taken = ["amx", "avx512_bf16"] if refusal == "" else ["avx512_bf16"]
@@ -418,8 +425,9 @@ def test_a_compiler_too_old_for_amx_builds_the_rest(tmp_path: Path) -> None:
 BEYOND = {
     "": r"[yz]mm|tmm|\{%k|^v",
     "avx2": r"zmm|tmm|%k[0-7]|[xy]mm(1[6-9]|2\d|3[01])",
-    "avx512": r"tmm|bf16",
-    "avx512_bf16": r"tmm",
+    "avx512": r"tmm|bf16|ph\b",
+    "avx512_bf16": r"tmm|ph\b",
+    "avx512_fp16": r"tmm|bf16",
     "amx": r"$^",
 }
 """What no function of a set holds. Without a set: what runs before the processor has been asked."""
@@ -432,7 +440,7 @@ def test_no_function_holds_an_instruction_of_another_set() -> None:
     code: dict[str, list[str]] = defaultdict(list)
     for line in told.splitlines():
         if name := re.match(r"[0-9a-f]+ <(.+)>:", line):
-            suffix = re.search(r"_(avx2|avx512|avx512_bf16|amx)(\.|$)", name[1])
+            suffix = re.search(r"_(avx2|avx512|avx512_bf16|avx512_fp16|amx)(\.|$)", name[1])
             of = suffix[1] if suffix else ""
         elif "\t" in line:
             code[of].append(line.split("\t", 1)[1])

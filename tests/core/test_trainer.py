@@ -326,7 +326,7 @@ class TestOnASmallNetwork:
 
     @pytest.mark.parametrize("dtype", ["float16", "int8"])
     def test_an_unknown_precision_is_refused(self, recipe: Make, dtype: str) -> None:
-        with refused(DeviceError, f'dtype = "{dtype}" must be "auto", "float32" or "bfloat16"'):
+        with refused(DeviceError, f'dtype = "{dtype}" must be one of "auto", "float32", "bfloat16" in training'):
             run(recipe(dtype=dtype))
 
     def test_a_gpu_that_is_not_there_is_refused(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ static inline float amx_wide(uint16_t factor) {
 
 /* The pairs' first factors and their second ones are summed apart, then to each other, then to what was there. */
 #if !defined(__clang__)
-__attribute__((optimize("O3")))
+__attribute__((optimize("O3"), target("avx2,fma"))) /* else each fused product is a call */
 #endif
 __attribute__((noinline, unused, no_sanitize("address"))) static void amx_dot(int sums, int left, int right) {
   MUST(amx_now.palette && amx_now.rows[sums] && amx_now.rows[left] && amx_now.rows[right], "TDPBF16PS");

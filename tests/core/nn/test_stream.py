@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import kernels
+from core import hardware, kernels
 from core.kernels import Ring
 from core.nn import Concat, Conv2d, DepthToSpace, Module, NearestUpsampling, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
 from core.nn.stream import Convolved, Stream
@@ -73,9 +73,10 @@ def test_strips_give_what_the_whole_gives(name: str, strips: list[int], dtype: t
     torch.testing.assert_close(got, whole, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_with_kernels_they_are_the_same_to_the_bit(factors: torch.dtype, generator: torch.Generator) -> None:
-    network, x = networks(generator)["levels"].multiply_in(factors), torch.randn(1, 96, 40, 4, generator=generator)
+    network = networks(generator)["levels"].multiply_in(factors, hardware.activations(factors, torch.device("cpu")))
+    x = torch.randn(1, 96, 40, 4, generator=generator)
     if kernels.take(factors, x.device) is not None:
         assert torch.equal(streamed(network, x, [32] * 3), network(x))
 
