@@ -3,7 +3,6 @@
 Held in memory alone, under names that cannot be guessed; what was asked for longest ago goes first. Knows nothing of requests.
 """
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ class Kept:
         while self.size + size > self._max_bytes:
             del self._there[next(iter(self._there))]
         token = secrets.token_urlsafe(16)
-        decoded = dataclasses.replace(stack, frames=lambda keep_going: iter((picture,)))
+        decoded = stack.with_frames(lambda keep_going: iter((picture,)))
         self._there[token] = Keeping(decoded, name, size, self._clock() + self._seconds)
         return token
 
@@ -84,4 +83,4 @@ def noted(stack: images.Stack, pictures: list[images.Picture]) -> images.Stack:
             pictures.append(picture)
             yield picture
 
-    return dataclasses.replace(stack, frames=frames)
+    return stack.with_frames(frames)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 from torch import Tensor
@@ -33,7 +34,14 @@ PATIENCE_SECONDS = 3.0
 """So long at most a request waits for news of models; then it is answered by what is known."""
 MAX_CARD_BYTES = 1_000_000
 _log = logging.getLogger("clearfold")
-Taker = Callable[[Tensor], tuple[Denoiser, str]]
+
+
+class Taker(NamedTuple):
+    """Gives the denoiser for a picture, and why it is that one."""
+
+    take: Callable[[Tensor], tuple[Denoiser, str]]
+    looks: bool = False
+    """At the picture, to choose."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ class Models:
             raise UnknownModel(f"model = {name!r}: there is no such model. There are: {there}.", models=[*shelf.models])
         return shelf.models[name]
 
-    def taker(self, name: str | None) -> "Taker":
+    def taker(self, name: str | None) -> Taker:
         """What gives the denoiser for a picture, and why it is that one. Raises for a name that is not there, before there is a picture.
 
         With the name `auto`, and with none where nobody chose a default, the picture decides.
@@ -186,9 +194,9 @@ class Models:
         shelf = self._shelf
         chosen = name or self._chosen(shelf)
         if chosen == AUTO:
-            return Auto(shelf.models, self._model(shelf, None).name).take
+            return Taker(Auto(shelf.models, self._model(shelf, None).name).take, looks=True)
         denoiser, reason = self._model(shelf, name), "asked for" if name else "the default"
-        return lambda pixels: (denoiser, reason)
+        return Taker(lambda pixels: (denoiser, reason))
 
     def weights(self, name: str) -> Path:
         """The file that the model called `name` was loaded from."""

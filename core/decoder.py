@@ -6,7 +6,7 @@ It takes jobs one after the other, messages of JSON, files and pixels in memory 
                                                                      {"count": …, "width": …, "height": …, "pixels": …, "loop": …}
     then, where it shall decode, for every frame
     {}                                                               {"height": …, "width": …, "channels": …, "alpha": …, …}
-    {} and memory for its pixels                                     {}
+    {"tell": …} and memory for its pixels                            {}, and before that, where it shall tell, {"rows": …} of them are there
 
 At any time it may say {"refused": WHY} instead, and waits for the next job. It ends when its socket does. Whatever a decoder does to it,
 the kernel ends it once it has used the processor, or the clock, for longer than a job may: no watcher is needed, and no orphan is left.
@@ -32,7 +32,7 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from core import decoding
-from core.decoding import Fill, Frame, ImageError, Limits, Opened, Samples
+from core.decoding import Fill, Frame, ImageError, Limits, Opened, Passed, Samples
 from core.metadata import Metadata
 from core.vips import pyvips
 
@@ -229,15 +229,16 @@ def _decode(line: Line, frame: Frame, fill: Fill, limits: Limits) -> None:
     received = line.receive()
     if received is None or received[1] is None:
         sys.exit()
-    _fill(frame, fill, received[1], limits)
+    tells = bool(received[0].get("tell"))
+    _fill(frame, fill, received[1], limits, (lambda rows: line.send({"rows": rows})) if tells else lambda _: None)
     line.send({})  # and has let go of the memory before
 
 
-def _fill(frame: Frame, fill: Fill, descriptor: int, limits: Limits) -> None:
+def _fill(frame: Frame, fill: Fill, descriptor: int, limits: Limits, passed: Passed) -> None:
     memory = mmap.mmap(descriptor, pixel_bytes(frame))
     os.close(descriptor)
     with bounded(limits, frame.height * frame.width):
-        fill(*planes(frame, memory), lambda: None)
+        fill(*planes(frame, memory), passed)
 
 
 def main(descriptor: int) -> None:

@@ -6,7 +6,8 @@ It holds no key and no socket but its own, and what it says is JSON and samples,
 
 All formats go this way, small pictures too: the files and the pixels lie in memory that both see, and what it costs beside decoding is
 1.5 ms of a processor for a JPEG of 256x256 and 4 ms for one of a megapixel. Children start as they are needed, some 30 MB each, and none
-is held while a picture of one frame is denoised; encoding stays with who asks, as it reads nothing but pixels.
+is held while a picture of one frame is denoised, but for its last rows while the first are (`Stack.arriving`); encoding stays with who
+asks, as it reads nothing but pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -35,9 +36,9 @@ import torch
 
 from core import decoder, images
 from core.decoder import Line
-from core.decoding import GoOn, late
+from core.decoding import Frame, GoOn, late
 from core.denoiser import Cancelled
-from core.images import DEFAULT_LIMITS, ImageError, KeepGoing, Limits, Picture, Stack
+from core.images import DEFAULT_LIMITS, Arriving, ImageError, KeepGoing, Limits, Picture, Stack
 
 LOOK_SECONDS = 0.05
 """Between two questions whether the picture is still wanted."""
@@ -224,47 +225,36 @@ class Decoders:
         def frames(keep_going: KeepGoing) -> Iterator[Picture]:
             return self._frames(form.name, number, file, count, limits, keep_going)
 
-        return Stack(form.name, count, width, height, pixels, frames, loop if isinstance(loop, int) else None)
+        def arriving(keep_going: KeepGoing) -> Arriving:
+            return Arriving(self._coming(form.name, number, file, limits, keep_going))
+
+        loop = loop if isinstance(loop, int) else None
+        return Stack(form.name, count, width, height, pixels, frames, loop, arriving if count == 1 else None)
 
     def read(self, data: bytes | PictureFile, limits: Limits = DEFAULT_LIMITS) -> Picture:
         """As `images.read`."""
         return images.only(self.open(data, limits))
 
     def _frames(self, name: str, number: int, file: PictureFile, count: int, limits: Limits, keep_going: KeepGoing) -> Iterator[Picture]:
-        def go_on() -> None:
-            if not keep_going():
-                raise Cancelled("the picture was given up while it was decoded")
-
+        go_on = _going(keep_going)
         with self._job(name, number, file, limits, go_on, decode=True) as (child, _):
             for _ in range(count - 1):
-                yield self._frame(child, name, limits, go_on)
-            last = [self._frame(child, name, limits, go_on)]
+                yield _frame(child, name, limits, go_on)
+            last = [_frame(child, name, limits, go_on)]
             child.busy = False
         yield last.pop()
 
-    def _frame(self, child: _Child, name: str, limits: Limits, go_on: GoOn) -> Picture:
-        child.say({})
-        try:
-            frame = decoder.heard(child.hear(limits, go_on), limits)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ImageError):
-                raise
-            raise _Gone from error
-        size = decoder.pixel_bytes(frame)
-        descriptor = _memory("pixels")
-        try:
-            os.ftruncate(descriptor, size)
-            _sealed(descriptor, "SHRINK", "GROW", "SEAL")
-            mapped = mmap.mmap(descriptor, size) if size > COPIED_BYTES else None
-            child.say({}, descriptor)
-            if size <= ALLOCATED_BYTES:
-                _allocate(descriptor, size)
-            child.hear(limits, go_on)
-            memory = mapped or _copied(descriptor, size)
-        finally:
-            os.close(descriptor)
-        samples, alpha = decoder.planes(frame, memory)
-        return images.assembled(name, frame, torch.from_numpy(samples), None if alpha is None else torch.from_numpy(alpha))
+    def _coming(
+        self, name: str, number: int, file: PictureFile, limits: Limits, keep_going: KeepGoing
+    ) -> Generator[tuple[Picture, int], None, None]:
+        """The only frame, for `Arriving`."""
+        go_on = _going(keep_going)
+        with self._job(name, number, file, limits, go_on, decode=True) as (child, _):
+            for picture, rows in _rows(child, name, limits, go_on, tell=True):
+                if rows < len(picture.samples):
+                    yield picture, rows
+            child.busy = False
+        yield picture, rows
 
     @contextmanager
     def _job(
@@ -326,6 +316,60 @@ class Decoders:
         child.end()
 
 
+def _going(keep_going: KeepGoing) -> GoOn:
+    def go_on() -> None:
+        if not keep_going():
+            raise Cancelled("the picture was given up while it was decoded")
+
+    return go_on
+
+
+def _frame(child: _Child, name: str, limits: Limits, go_on: GoOn) -> Picture:
+    ((picture, _),) = _rows(child, name, limits, go_on, tell=False)
+    return picture
+
+
+def _rows(child: _Child, name: str, limits: Limits, go_on: GoOn, tell: bool) -> Iterator[tuple[Picture, int]]:
+    """The next frame and how many rows of it are there: all, or, if the child is to `tell` and it is not large, from none on ever more."""
+    child.say({})
+    try:
+        frame = decoder.heard(child.hear(limits, go_on), limits)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise _Gone from error
+    size = decoder.pixel_bytes(frame)
+    tell = tell and size <= COPIED_BYTES and not frame.alpha and frame.kind != "float32"  # of floats all are looked at first
+    descriptor, done = _memory("pixels"), 0
+    try:
+        os.ftruncate(descriptor, size)
+        _sealed(descriptor, "SHRINK", "GROW", "SEAL")
+        mapped = mmap.mmap(descriptor, size) if size > COPIED_BYTES else None
+        child.say({"tell": tell}, descriptor)
+        if size <= ALLOCATED_BYTES:
+            _allocate(descriptor, size)
+        memory = mapped or bytearray(size)
+        picture = _assembled(name, frame, memory) if tell else None
+        if picture is not None:
+            yield picture, 0
+        while (rows := child.hear(limits, go_on).get("rows")) is not None:
+            if picture is None or type(rows) is not int or rows > frame.height:
+                raise _Gone
+            if rows * size // frame.height > done:
+                done = _copied(descriptor, memory, done, rows * size // frame.height)
+                yield picture, rows
+        if isinstance(memory, bytearray):
+            _copied(descriptor, memory, done, size)
+    finally:
+        os.close(descriptor)
+    yield picture or _assembled(name, frame, memory), frame.height
+
+
+def _assembled(name: str, frame: Frame, memory: mmap.mmap | bytearray) -> Picture:
+    samples, alpha = decoder.planes(frame, memory)
+    return images.assembled(name, frame, torch.from_numpy(samples), None if alpha is None else torch.from_numpy(alpha))
+
+
 def _too_slow(limits: Limits) -> ImageError:
     return ImageError(
         f"decoding took more of the processor than max_decode_seconds_per_megapixel = {limits.max_decode_seconds_per_megapixel:g} "
@@ -357,13 +401,13 @@ def _allocate(descriptor: int, size: int) -> None:
             os.posix_fallocate(descriptor, 0, size)
 
 
-def _copied(descriptor: int, size: int) -> bytearray:
-    memory, done = bytearray(size), 0
+def _copied(descriptor: int, memory: mmap.mmap | bytearray, start: int, stop: int) -> int:
+    """Those bytes of the file into memory; `stop`."""
     with memoryview(memory) as room, open(descriptor, "rb", buffering=0, closefd=False) as file:
-        file.seek(0)
-        while done < size:
-            read = file.readinto(room[done:])
+        file.seek(start)
+        while start < stop:
+            read = file.readinto(room[start:stop])
             if not read:
                 raise _Gone  # where no seal keeps the child from making the file shorter
-            done += read
-    return memory
+            start += read
+    return stop

@@ -104,7 +104,10 @@ class Frame:
     milliseconds: int = 0  # that an animation shows it
 
 
-Fill = Callable[[Samples, Samples | None, GoOn], None]
+Passed = Callable[[int], None]
+"""Is told now and then how many rows, from the top, are there; may raise, to end it."""
+
+Fill = Callable[[Samples, Samples | None, Passed], None]
 """Decodes a frame's pixels into (H, W, channels) and, if there is alpha, (H, W)."""
 
 
@@ -167,12 +170,12 @@ def late(limits: Limits) -> ImageError:
     return ImageError(f"decoding took longer than max_decode_seconds = {limits.max_decode_seconds:g}: send a smaller picture")
 
 
-def _timed(limits: Limits, go_on: GoOn) -> GoOn:
+def _timed(limits: Limits, passed: Passed) -> Passed:
     """Raises, too, once the time for a frame is over."""
     deadline = time.monotonic() + limits.max_decode_seconds
 
-    def look() -> None:
-        go_on()
+    def look(rows: int) -> None:
+        passed(rows)
         if time.monotonic() > deadline:
             raise late(limits)
 
@@ -182,12 +185,12 @@ def _timed(limits: Limits, go_on: GoOn) -> GoOn:
 # --- strips ----------------------------------------------------------------------------------------------------------
 
 
-def _fill(strips: Iterator[tuple[int, Samples]], orientation: int, colours: Samples, alpha: Samples | None, go_on: GoOn) -> None:
+def _fill(strips: Iterator[tuple[int, Samples]], orientation: int, colours: Samples, alpha: Samples | None, passed: Passed) -> None:
     """Puts strips, each with its first row as the file counts, to their upright places."""
     turn = BACK.get(orientation, orientation)
     back: Callable[[Samples], Samples] = TURNS.get(turn, lambda a: a)
     lying, lying_alpha = back(colours), None if alpha is None else back(alpha)  # views, in the file's own order
-    go_on()
+    passed(0)
     for top, strip in strips:
         rows = slice(top, top + len(strip))
         if lying_alpha is None:
@@ -195,7 +198,7 @@ def _fill(strips: Iterator[tuple[int, Samples]], orientation: int, colours: Samp
         else:
             lying[rows] = strip[..., :-1]
             lying_alpha[rows] = strip[..., -1]
-        go_on()
+        passed(0 if orientation in TURNS else rows.stop)
 
 
 def _frame(
@@ -205,8 +208,8 @@ def _frame(
     """`size`: width and height as the file has them."""
     width, height = size if orientation < 5 or orientation not in TURNS else size[::-1]
 
-    def fill(colours: Samples, alpha: Samples | None, go_on: GoOn) -> None:
-        _fill(strips(), orientation, colours, alpha, _timed(limits, go_on))
+    def fill(colours: Samples, alpha: Samples | None, passed: Passed) -> None:
+        _fill(strips(), orientation, colours, alpha, _timed(limits, passed))
 
     grey = bands < 3
     return Frame(height, width, 1 if grey else 3, bands in (2, 4), kind, metadata.checked(grey), **more), fill
@@ -497,13 +500,13 @@ def _by_pillow(
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
         with decoder(files()) as image:
             for number in range(count):
-                look = _timed(limits, go_on)
-                look()
+                look = _timed(limits, lambda _: go_on())
+                look(0)
                 image.seek(number)
                 image.load()
                 if count == 1 and image.fp is not None:
                     image.fp.close()  # a decoder's own output, whole, which Pillow has taken its pixels from
-                look()
+                look(0)
                 shown = int(image.info.get("duration") or 0)
                 mode = ("L" if image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
                 strips = functools.partial(_pillow_strips, image, mode)

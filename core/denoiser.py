@@ -86,8 +86,8 @@ class Region(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """How a picture passes through the network: whether it is `grey`, until when, how many columns and rows of it at once, and whether
-    it is the `whole` picture or a region that is to be as there.
+    """How a picture passes through the network: whether it is `grey`, until when, how many columns and rows of it at once, whether it is
+    the `whole` picture or a region that is to be as there, and what waits for its rows.
     """
 
     grey: bool
@@ -95,6 +95,7 @@ class _Way(NamedTuple):
     band: int = BAND
     strip: int | None = None
     whole: bool = True
+    arrived: Callable[[int], object] = lambda rows: None
 
 
 class Denoiser:
@@ -176,11 +177,14 @@ class Denoiser:
         keep_going: Callable[[], bool] = lambda: True,
         band: int = BAND,
         strip: int | None = None,
+        arrived: Callable[[int], object] = lambda rows: None,
     ) -> float:
         """Puts the same answer, bit for bit, into the place of `pixels`, float32 or integers on the CPU: a large picture is there once.
 
         Returns the noise level in [0, 1] image units: the one told, `estimate`'s or, of a blind network, `found`'s. Whatever is raised on
         the way, even Cancelled, may leave a part of the picture clean and the rest as it was.
+
+        arrived: returns once that many rows, from the top, are there, for integers that are still being decoded; asked before each strip.
         """
         _check(pixels)
         if pixels.device.type != "cpu" or (pixels.is_floating_point() and pixels.dtype != torch.float32):
@@ -188,12 +192,18 @@ class Denoiser:
                 f"pixels are {pixels.dtype} on {pixels.device}: only float32 and integers on the cpu are written over: "
                 "call the denoiser itself"
             )
-        return self._denoise(pixels, sigma, strength, pixels, _Way(noise.is_grey(pixels), keep_going, band, strip))[1]
+        arrived(min(ROWS, len(pixels)))
+        if grey := noise.is_grey(pixels[:ROWS]):
+            arrived(len(pixels))
+            grey = noise.is_grey(pixels)
+        way = _Way(grey, keep_going, band, strip, arrived=arrived)
+        return self._denoise(pixels, sigma, strength, pixels, way)[1]
 
     def _denoise(self, pixels: Tensor, sigma: float | None, strength: float, out: Tensor, way: _Way) -> tuple[Tensor, float]:
         """`out`, which may be `pixels`, with the answer in it, and the noise level that it was for, or that was found."""
         blind = self.blind and sigma is None
         if sigma is None and not blind and strength:
+            way.arrived(len(pixels))
             sigma = self.estimate(pixels)
         level = strength * (1.0 if blind else sigma or 0.0)
         if not 0 <= level < math.inf:
@@ -204,6 +214,8 @@ class Denoiser:
             if not blind:
                 self._by_strips(pixels, level, out, way)
                 return out, sigma or 0.0
+            if strength > 1 or len(pixels) * pixels.shape[1] >= LARGE:
+                way.arrived(len(pixels))
             if way.whole and strength <= 1 and self.is_clean(pixels, way.keep_going):
                 return (out if out is pixels else out.copy_(pixels)), 0.0
             if strength <= 1:
@@ -298,6 +310,8 @@ class Denoiser:
         if way.grey and level != noise.UNTOLD:
             level *= self._grey_level
         before: Tensor | None = None  # columns as they were, in front of a band
+        if len(rows) > H or len(columns) > way.band:
+            way.arrived(H)  # the last strip goes back over rows, or there are several bands
         for x in _spans(len(columns), max(ALIGNED, way.band // ALIGNED * ALIGNED), self._halo):
             across, kept = columns[x.seen], slice(x.kept.start - x.seen.start, min(W, x.kept.stop) - x.seen.start)
             most = STRIP_PIXELS * min(2, hardware.threads()) if self.device.type == "cpu" else STRIP_PIXELS_ELSEWHERE
@@ -307,12 +321,14 @@ class Denoiser:
             network = self._for_grey if way.grey else self.network
             stream, scale = self._stream(network, tuple(map(len, strips)), len(across), self.device)
             passage = stream.begin()
-            last = _cut(pixels, strips[-1], across).clone() if out is pixels else None  # goes back over rows that may be written by then
+            # the last one goes back over rows that may be written by then
+            last = _cut(pixels, strips[-1], across).clone() if out is pixels and len(rows) > H else None
             after = self._in_front(pixels, x.kept, before) if out is pixels else None
             done = 0
             for down in strips:
                 if not way.keep_going():
                     raise Cancelled("the picture was given up between two strips")
+                way.arrived(min(H, int(down[-1]) + 1))
                 here = last if last is not None and down is strips[-1] else _cut(pixels, down, across)
                 if before is not None:
                     here = torch.cat((before[down], here[:, before.shape[1] :]), 1)

@@ -16,7 +16,8 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -139,6 +140,28 @@ class Picture:
         return dataclasses.replace(self, metadata=chosen(self.metadata))
 
 
+class Arriving:
+    """A picture of which all is known but its samples: those come from elsewhere, from the top."""
+
+    def __init__(self, coming: Generator[tuple[Picture, int], None, None]) -> None:
+        """coming: the picture, and how many rows of it are there, again and again, at last all."""
+        self._coming = coming
+        self.picture, self._there = next(coming)
+        self.waited = 0.0
+        """Seconds."""
+
+    def until(self, rows: int) -> None:
+        """Waits until the first so many are there. Raises Cancelled, and ImageError if they don't come."""
+        began = time.perf_counter()
+        while self._there < rows:
+            _, self._there = next(self._coming)
+        self.waited += time.perf_counter() - began
+
+    def close(self) -> None:
+        """For who has no use for the rest."""
+        self._coming.close()
+
+
 @dataclass(frozen=True)
 class Stack:
     """A file whose header was read and found within the limits. Nothing is decoded before its frames are asked for."""
@@ -150,6 +173,11 @@ class Stack:
     pixels: int  # of all frames together
     frames: Callable[[KeepGoing], Iterator[Picture]]  # each as it is asked for
     loop: int | None = None  # times that an animation is shown, 0 for ever
+    arriving: Callable[[KeepGoing], Arriving] | None = None  # its only frame, while it is still decoded elsewhere
+
+    def with_frames(self, frames: Callable[[KeepGoing], Iterator[Picture]]) -> Stack:
+        """All that the header says, and these in place of what the file holds."""
+        return dataclasses.replace(self, frames=frames, arriving=None)
 
 
 @dataclass(frozen=True)
@@ -217,7 +245,7 @@ def _decoded(format: str, frame: Frame, fill: Fill, go_on: GoOn) -> Picture:
     kind = getattr(torch, frame.kind)
     samples = torch.empty(frame.height, frame.width, frame.channels, dtype=kind)
     alpha = torch.empty(frame.height, frame.width, dtype=kind) if frame.alpha else None
-    fill(samples.numpy(), None if alpha is None else alpha.numpy(), go_on)
+    fill(samples.numpy(), None if alpha is None else alpha.numpy(), lambda _: go_on())
     return assembled(format, frame, samples, alpha)
 
 

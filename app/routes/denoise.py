@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -284,7 +284,7 @@ async def denoise(
 ) -> Response:
     """Send a picture, get it back without its noise, in the format in which it came if `Accept` allows it."""
     await models.seek(wishes.model)
-    take = models.taker(wishes.model)
+    taker = models.taker(wishes.model)
     stack = upload.kept
     if stack is None:
         stack = await anyio.to_thread.run_sync(decoders.open, upload.file, settings.limits())  # looks at the header, beside the workers
@@ -293,7 +293,7 @@ async def denoise(
     frames = noted(stack, decoded) if keeps else stack
     cleaned = await workers.run(
         request,
-        lambda keep_going: _clean(frames, wishes, format, take, keep_going, kept=keeps or upload.kept is not None),
+        lambda keep_going: _clean(frames, wishes, format, taker, keep_going, kept=keeps or upload.kept is not None),
         _pixels(wishes, upload, stack),
     )
     _count(metrics, stack, cleaned)
@@ -324,7 +324,7 @@ def _acceptable(accept: str | None, stack: images.Stack) -> str:
     return types[chosen]
 
 
-def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_going: KeepGoing, kept: bool = False) -> Cleaned:
+def _clean(stack: images.Stack, wishes: Wishes, format: str, taker: Taker, keep_going: KeepGoing, kept: bool = False) -> Cleaned:
     """A file to a file, frame by frame; runs in a worker's thread. Frames that are not `kept` are written over."""
     seconds = dict.fromkeys(("decode", "denoise", "encode"), 0.0)
     used: list[tuple[float, Denoiser, str]] = []
@@ -339,35 +339,52 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, take: Taker, keep_g
         yield
         seconds[stage] += time.perf_counter() - began
 
-    def clean(noisy: images.Picture) -> images.Picture:
+    def clean(noisy: images.Picture, arrived: Callable[[int], object]) -> images.Picture:
+        if taker.looks or wishes.crop is not None:
+            arrived(len(noisy.samples))
         seen = noisy.visible()
         region, wanted = _region_of(wishes, noisy)
         part = noisy.opaque(seen)
         moving = used and stack.format != "tiff"  # one level and model for all of an animation, or it would flicker
-        denoiser, reason = used[0][1:] if moving else take(part)
+        denoiser, reason = used[0][1:] if moving else taker.take(part)
         blind = denoiser.blind and wishes.sigma == "auto"
+        if not moving and wishes.sigma == "auto" and not blind:
+            arrived(len(noisy.samples))
         sigma = used[0][0] if moving else wishes.sigma / STEPS if wishes.sigma != "auto" else None if blind else denoiser.estimate(part)
         if sigma == 0 or wishes.strength == 0:
+            arrived(len(noisy.samples))
             used.append((sigma or 0.0, denoiser, reason))
             return wanted
         level = None if blind else sigma
         if region is None:
             cleaned = seen.clone() if kept else seen
-            found = denoiser.over(cleaned, level, wishes.strength, keep_going)
+            found = denoiser.over(cleaned, level, wishes.strength, keep_going, arrived=arrived)
         else:
             cleaned = denoiser.region(seen, region, level, wishes.strength, keep_going)
             found = denoiser.found(seen[region.rows, region.columns], cleaned) if blind else 0.0
         used.append((found if sigma is None else sigma, denoiser, reason))
         return wanted.denoised(cleaned)
 
+    def arriving(arrive: Callable[[KeepGoing], images.Arriving]) -> images.Picture:
+        with timed("decode"):
+            coming = arrive(keep_going)
+        with closing(coming), timed("denoise"):
+            picture = clean(coming.picture.with_metadata(wishes.metadata), coming.until)
+        seconds["decode"] += coming.waited
+        seconds["denoise"] -= coming.waited
+        return picture
+
     def frames() -> Iterator[images.Picture]:
         nonlocal pixels
         noisy = stack.frames(keep_going)
         for _ in range(stack.count):
-            with timed("decode"):
-                picture = next(noisy).with_metadata(wishes.metadata)
-            with timed("denoise"):
-                picture = clean(picture)
+            if stack.arriving is not None:
+                picture = arriving(stack.arriving)
+            else:
+                with timed("decode"):
+                    picture = next(noisy).with_metadata(wishes.metadata)
+                with timed("denoise"):
+                    picture = clean(picture, lambda rows: None)
             dropped.extend(f"broken {name}" for name in picture.metadata.broken if f"broken {name}" not in dropped)
             pixels += picture.samples.shape[0] * picture.samples.shape[1]
             yield picture
@@ -489,7 +506,7 @@ async def denoise_batch(
     if content_type != "multipart/form-data":
         raise UnsupportedMedia(f"Content-Type = {content_type!r}: the body must be multipart/form-data with the pictures in 'files'.")
     await models.seek(wishes.model)
-    take = models.taker(wishes.model)
+    taker = models.taker(wishes.model)
     async with AsyncExitStack() as held:
         held.enter_context(workers.batch())
         form = await held.enter_async_context(request.form(max_files=settings.max_batch_files))
@@ -505,7 +522,7 @@ async def denoise_batch(
                 raise UnsupportedMedia(f"The file is of no format that can be read here: send one of {', '.join(images.FORMATS)}.")
             stack = await anyio.to_thread.run_sync(decoders.open, data, settings.limits())
             format = wishes.format or stack.format
-            cleaned = await workers.run_in_turn(lambda keep_going: _clean(stack, wishes, format, take, keep_going), stack.pixels)
+            cleaned = await workers.run_in_turn(lambda keep_going: _clean(stack, wishes, format, taker, keep_going), stack.pixels)
             _count(metrics, stack, cleaned)
             return f"{ENDING}{images.FORMATS[format].suffixes[0]}", cleaned.file
         except ImageError as error:

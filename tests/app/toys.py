@@ -41,7 +41,15 @@ class Toy:
         clean = seen if self._work is None else self._work(seen, sigma, keep_going)
         return clean if steps == 1 else clean.mul(steps).round().to(pixels.dtype)
 
-    def over(self, pixels: Tensor, sigma: float | None, strength: float = 1.0, keep_going: Callable[[], bool] = lambda: True) -> float:
+    def over(
+        self,
+        pixels: Tensor,
+        sigma: float | None,
+        strength: float = 1.0,
+        keep_going: Callable[[], bool] = lambda: True,
+        arrived: Callable[[int], object] = lambda rows: None,
+    ) -> float:
+        arrived(len(pixels))
         pixels.copy_(self(pixels, sigma, strength, keep_going))
         return self.found(pixels, pixels) if sigma is None else sigma
 

@@ -103,12 +103,75 @@ def test_copied_or_mapped_its_pixels_are_the_same_and_may_be_written_over(decode
         assert not picture.samples.zero_().any()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(images.write(Picture(torch.rand(600, 700, 3)), name) for name in FORMATS if name != "gif"),
+        encoded(noise("RGB", 700, 600), "jpeg", exif=exif(3)),
+        encoded(noise("RGBA", 700, 600)),
+        images.write(Picture(torch.rand(600, 700, 3), depth=16)),
+        images.write(Picture(3 * torch.rand(300, 400, 3) - 1, depth=32, format="tiff")),
+        images.write(Picture(torch.rand(5, 7, 1), grey=True)),
+    ],
+    ids=str,
+)
+def test_a_picture_that_arrives_is_there_from_the_top_as_far_as_it_was_waited_for(decoders: Decoders, data: bytes) -> None:
+    whole, stack = images.read(data), decoders.open(data)
+    assert stack.arriving is not None
+    arriving = stack.arriving(lambda: True)
+    for rows in (1, 100, 300, len(whole.samples)):
+        rows = min(rows, len(whole.samples))
+        arriving.until(rows)
+        assert torch.equal(arriving.picture.samples[:rows], whole.samples[:rows])
+    assert same(arriving.picture, whole)
+    assert arriving.waited > 0
+
+
+def test_a_file_of_several_frames_does_not_arrive(decoders: Decoders) -> None:
+    assert decoders.open(moving("gif")).arriving is None
+
+
+def test_rows_are_there_before_the_rest_is_decoded_and_may_be_enough(wicked: Decoders) -> None:
+    arrive = wicked.open(told_to("halt")).arriving
+    assert arrive is not None
+    going = [True]
+    arriving = arrive(lambda: going[0])
+    arriving.until(4)
+    assert (arriving.picture.samples[:4] == 7).all()
+    (child,) = _pids("tests.core.wicked")
+    going.clear()
+    going.append(False)
+    with pytest.raises(Cancelled):
+        arriving.until(5)
+    assert ended(child)
+    assert same(wicked.read(BMP), images.read(BMP))
+
+
+def test_of_a_picture_that_nobody_wants_to_the_end_no_child_is_left_at_work(wicked: Decoders) -> None:
+    arrive = wicked.open(told_to("halt")).arriving
+    assert arrive is not None
+    arriving = arrive(lambda: True)
+    (child,) = _pids("tests.core.wicked")
+    arriving.close()
+    assert ended(child)
+    assert same(wicked.read(BMP), images.read(BMP))
+
+
+@pytest.mark.parametrize("deed", ["boast", "stammer"])
+def test_rows_that_make_no_sense_cost_the_picture(wicked: Decoders, deed: str) -> None:
+    arrive = wicked.open(told_to(deed)).arriving
+    assert arrive is not None
+    with pytest.raises(ImageError, match="the bmp picture is broken so that its decoder failed"):
+        arrive(lambda: True).until(16)
+    assert same(wicked.read(BMP), images.read(BMP))
+
+
 def test_a_file_of_pixels_that_was_cut_short_is_no_picture() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(bytes(3))
         file.flush()
         with pytest.raises(module._Gone):
-            module._copied(file.fileno(), 4)
+            module._copied(file.fileno(), bytearray(4), 0, 4)
 
 
 @pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
@@ -218,11 +281,11 @@ def test_a_child_that_is_killed_between_two_frames_costs_the_rest_of_them(decode
     assert same(decoders.read(BMP), images.read(BMP))
 
 
-def _pids() -> list[int]:
+def _pids(module: str = "core.decoder") -> list[int]:
     """The children of this process that decode."""
     task = Path(f"/proc/{os.getpid()}/task")
     pids = [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
-    return [pid for pid in pids if b"core.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_frames_that_are_not_wanted_to_the_end_leave_no_child_at_work() -> None:

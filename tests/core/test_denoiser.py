@@ -348,6 +348,36 @@ def test_a_picture_may_be_written_over(
         assert level == pytest.approx(found if strength or told is not None else 0.0)
 
 
+@pytest.mark.parametrize("size", [(160, 40), (163, 40), (160, 131), (20, 9)], ids=str)
+@pytest.mark.parametrize(("sigma", "strength"), [(SIGMA, 1.0), (None, 1.0), (None, 1.5)])
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("coloured_from", [0, 100, 1000], ids=["coloured", "coloured below", "grey"])
+def test_a_picture_that_is_still_being_decoded_is_read_no_further_than_it_is_there(
+    size: tuple[int, int], sigma: float | None, strength: float, blind: bool, coloured_from: int, generator: torch.Generator
+) -> None:
+    denoiser = Denoiser(small(generator), {"blind": True} if blind else {}, "made", CPU, torch.float32)
+    noisy = photo(*size).mul(255).round().to(torch.uint8)
+    noisy[:coloured_from] = noisy[:coloured_from, :, :1]
+    expected, place = noisy.clone(), torch.randint(256, (*size, 3), dtype=torch.uint8, generator=generator)
+    found = denoiser.over(expected, sigma, strength, strip=32, band=64)
+    asked = [0]
+
+    def arrived(rows: int) -> None:
+        assert rows <= size[0]
+        if rows > asked[-1]:
+            place[asked[-1] : rows] = noisy[asked[-1] : rows]
+            asked.append(rows)
+
+    assert denoiser.over(place, sigma, strength, strip=32, band=64, arrived=arrived) == found
+    assert torch.equal(place, expected)
+
+
+def test_of_a_picture_that_is_still_being_decoded_a_strip_is_enough_to_begin(denoiser: Denoiser) -> None:
+    noisy, asked = photo(640, 40).mul(255).to(torch.uint8), list[int]()
+    denoiser.over(noisy, SIGMA, strip=64, arrived=asked.append)
+    assert asked == [256, *range(64, 641, 64)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_only_what_comes_back_as_it_is_may_be_written_over(denoiser: Denoiser, dtype: torch.dtype) -> None:
     with refused(ValueError, f"pixels are {dtype} on cpu: only float32 and integers on the cpu are written over: call the denoiser itself"):

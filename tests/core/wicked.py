@@ -26,7 +26,20 @@ def open_bmp(data, limits):
         os.write(int(sys.argv[1]), b"\x10\0\0\0 this is no JSON")
     if deed == "lie":
         return decoding.Opened("bmp", 1, 9, 9, 81, lambda go_on: iter([(decoding.Frame(9, 10**9, 3, False, "uint8", Metadata()), None)]))
+    if deed in ("halt", "boast", "stammer"):
+        frame = decoding.Frame(16, 9, 3, False, "uint8", Metadata())
+        return decoding.Opened("bmp", 1, 9, 16, 144, lambda go_on: iter([(frame, FILLS[deed])]))
     return decoding.open_bmp(data, limits)
+
+
+def halt(colours, alpha, passed):
+    """The first rows are there, the rest never comes."""
+    colours[:4] = 7
+    passed(4)
+    time.sleep(1000)
+
+
+FILLS = {"halt": halt, "boast": lambda colours, alpha, passed: passed(17), "stammer": lambda colours, alpha, passed: passed("16")}
 
 
 if __name__ == "__main__":

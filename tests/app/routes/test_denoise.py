@@ -1,6 +1,7 @@
 """POST /denoise, asked in every way that it promises to understand."""
 
 import io
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise, wait_for
 
 from app.routes import denoise
+from core import Picture, images
 
 PNG = encoded(noise())
 
@@ -28,6 +30,21 @@ def test_a_picture_comes_back_from_a_form_and_from_a_raw_body_alike(live):
         assert answer.status_code == 200, answer.text
         assert answer.headers["content-type"] == "image/png"
         assert decoded(answer.content).tobytes() == noise().tobytes()  # the model corrects nothing
+
+
+@pytest.mark.parametrize(
+    "wishes", [{}, {"model": "same"}, {"model": "same", "sigma": 25}, {"model": "same", "sigma": 25, "crop": "1,2,30,600"}], ids=str
+)
+def test_what_is_denoised_while_it_is_decoded_is_the_same_picture(live, wishes):
+    """Of one whose model and level are told, the first rows are denoised before the last are there."""
+    data = images.write(Picture(torch.rand(640, 400, 3)), "png")
+    answer = ask(live, data, **wishes)
+    assert answer.status_code == 200, answer.text
+    whole = decoded(data)
+    assert decoded(answer.content).tobytes() == (whole.crop((1, 2, 31, 602)) if "crop" in wishes else whole).tobytes()
+    assert set(re.findall(r"(\w+);dur=", answer.headers["server-timing"])) >= {"decode", "denoise", "encode"}
+    cut = ask(live, data[:-1000], **wishes)
+    assert (cut.status_code, "cut short" in cut.json()["detail"]) == (422, True)
 
 
 def test_what_was_sent_is_let_go_of_before_the_answer_whoever_still_holds_it(live, monkeypatch):
