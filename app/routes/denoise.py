@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -396,13 +397,21 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, taker: Taker, keep_
         seconds["encode"] = time.perf_counter() - began - seconds["decode"] - seconds["denoise"]
         if not keep_going():
             raise Cancelled
-    except BaseException:
+    except BaseException as error:
         file.close()
+        _let_go(error)
         raise
     size = file.tell()
     file.seek(0)
     sigma, denoiser, reason = used[0]
     return Cleaned(file, size, format, sigma, denoiser, reason, dropped, pixels, seconds)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of all that the functions held through which an error came, the picture among it: the error itself may be held for long."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _region_of(wishes: Wishes, picture: images.Picture) -> tuple[Region | None, images.Picture]:

@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
@@ -45,6 +46,32 @@ def test_what_is_denoised_while_it_is_decoded_is_the_same_picture(live, wishes):
     assert set(re.findall(r"(\w+);dur=", answer.headers["server-timing"])) >= {"decode", "denoise", "encode"}
     cut = ask(live, data[:-1000], **wishes)
     assert (cut.status_code, "cut short" in cut.json()["detail"]) == (422, True)
+
+
+def test_an_error_that_is_held_holds_nothing_of_the_picture():
+    class Pixels:
+        pass
+
+    seen = []
+
+    def decoding():
+        pixels = Pixels()
+        seen.append(weakref.ref(pixels))
+        raise OSError
+
+    def denoising():
+        pixels = Pixels()
+        seen.append(weakref.ref(pixels))
+        try:
+            decoding()
+        except OSError as error:
+            raise ValueError from error
+
+    with pytest.raises(ValueError) as held:  # noqa: PT011
+        denoising()
+    assert all(pixels() is not None for pixels in seen)
+    denoise._let_go(held.value)
+    assert [pixels() for pixels in seen] == [None, None]
 
 
 def test_what_was_sent_is_let_go_of_before_the_answer_whoever_still_holds_it(live, monkeypatch):
