@@ -438,7 +438,8 @@ def info() -> None:
     dtype = hardware.fast_dtype(device)
     own = kernels.take(dtype, device)
     forced = kernels.forced()
-    rates = [f"{rate / 1e9:.0f} G in {str(kind).removeprefix('torch.')}" for kind, rate in kernels.rates().items()]
+    measured = kernels.rates() if device.type == "cpu" else {}
+    rates = ", ".join(f"{rate / 1e9:.0f} G in {str(kind).removeprefix('torch.')}" for kind, rate in measured.items())
     table = Table(show_header=False, box=None)
     for name, told in (
         ("torch", torch.__version__),
@@ -452,7 +453,7 @@ def info() -> None:
             "because",
             f"CLEARFOLD_KERNEL = {forced}" if forced != "auto" else kernels.why() if device.type == "cpu" else "a GPU needs no kernel",
         ),
-        *([("measured", f"products a second and core: {', '.join(rates)}")] if rates and device.type == "cpu" else []),
+        *([("measured", f"products a second and core: {rates}")] if rates else []),
     ):
         table.add_row(name, told)
     out.print(table, highlight=False, soft_wrap=True)

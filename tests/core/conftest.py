@@ -44,8 +44,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture(scope="session")
 def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library of the kernels for AMX, and of those they are compared with, on an emulated processor that has it."""
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler is here to build the emulated AMX with, nor the kernels themselves")
     vectors = [] if "avx512_bf16" in kernels.available() else VECTORS
     return _built(tmp_path_factory.mktemp("emulated"), ("amx", "avx512_bf16", "processor", "team"), vectors)
 
@@ -53,8 +51,6 @@ def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def emulated_float16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library of the kernels for float16, and of those of float32 beside them, on an emulated processor that has both."""
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler is here to build the emulated float16 with, nor the kernels themselves")
     return _built(tmp_path_factory.mktemp("emulated"), ("avx512_fp16", "avx512", "processor", "team"), VECTORS)
 
 
@@ -62,6 +58,8 @@ VECTORS = ["-DCLEARFOLD_EMULATED", "-D__builtin_cpu_supports(set)=1"]
 
 
 def _built(folder: Path, sources: tuple[str, ...], vectors: list[str]) -> Path:
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler is here to build emulated kernels with, nor the kernels themselves")
     root, library = Path(__file__).parents[2], folder / "_kernels.so"
     files = [str(root / "core/kernels" / f"{name}.c") for name in sources]
     flags = ["-O1", "-std=gnu11", "-Wno-psabi", "-fPIC", "-shared", f"-I{root}/tests/core/emulated", *vectors]
