@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core import hardware, kernels, noise, weights
 from core.kernels import Ring
-from core.networks import MULTIPLE
+from core.networks import MULTIPLE, has_room
 from core.nn import Module, Sequential, SpaceToDepth, products
 from core.nn.stream import ALIGNED as ALIGNED_ROWS
 from core.nn.stream import Stream
@@ -44,11 +44,6 @@ PIECE = 192
 """Side of such a piece in pixels."""
 LARGE = 6 * LOOKED_AT * PIECE**2
 """Pixels from which that pays."""
-
-PROBE = 64
-"""Side of the made pictures on which a network shows how large its numbers become."""
-HEADROOM = 16
-"""So many times as large they may become, and must not overflow."""
 
 ALIGNED = ALIGNED_ROWS * MULTIPLE
 """Bands and strips begin at multiples of this: the kernels' tiles then lie on one grid, and strips of any height give the same bits.
@@ -136,16 +131,12 @@ class Denoiser:
         first = hardware.take_dtype(dtype, taken)
         made = cls(network, card, Path(path).stem, taken, first, grey)
         if dtype == "auto" and first == torch.float16 and not made.has_room():
-            return cls(network, card, Path(path).stem, taken, hardware.fast_dtype(taken, training=True), grey)
+            return cls(network, card, Path(path).stem, taken, hardware.fast_dtype(taken, float16=False), grey)
         return made
 
     def has_room(self) -> bool:
-        """Whether pictures HEADROOM times as bright as white, with a noise as strong, pass through without an overflow."""
-        uniform = torch.rand(1, PROBE, PROBE, 4, generator=torch.Generator().manual_seed(0)).mul(HEADROOM)
-        blocks = (uniform[:, ::8, ::8] > HEADROOM / 2).float().mul(HEADROOM).repeat_interleave(8, 1).repeat_interleave(8, 2)
-        networks = dict.fromkeys((self.network, self._for_grey))
-        with torch.no_grad():
-            return all(bool(network(x.to(self.device)).isfinite().all()) for network in networks for x in (uniform, blocks))
+        """`networks.has_room` of both networks."""
+        return all(has_room(network) for network in dict.fromkeys((self.network, self._for_grey)))
 
     def __call__(
         self,

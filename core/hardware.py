@@ -39,30 +39,30 @@ def take(device: str = "auto") -> torch.device:
     return taken
 
 
-def take_dtype(dtype: str, device: torch.device, training: bool = False) -> torch.dtype:
-    """`auto` is `fast_dtype`'s, else "float32", "bfloat16" or, for inference, "float16". Raises DeviceError for any other."""
+def take_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is `fast_dtype`'s, else "float32", "bfloat16" or "float16". Raises DeviceError for any other."""
     if dtype == "auto":
-        return fast_dtype(device, training)
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16} | ({} if training else {"float16": torch.float16})
+        return fast_dtype(device)
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in named:
         names = ", ".join(f'"{name}"' for name in ("auto", *named))
-        raise DeviceError(f'dtype = "{dtype}" must be one of {names}' + (" in training" if training else ""))
+        raise DeviceError(f'dtype = "{dtype}" must be one of {names}')
     if dtype == "float16" and kernels.take(torch.float16, device) is None:
         there = kernels.why() if device.type == "cpu" else f"the device is {device}"
         raise DeviceError(f'dtype = "float16" needs a processor that runs avx512_fp16 ({there}): use "auto"')
     return named[dtype]
 
 
-def fast_dtype(device: torch.device, training: bool = False) -> torch.dtype:
+def fast_dtype(device: torch.device, float16: bool = True) -> torch.dtype:
     """What the device multiplies fastest, as measured on a processor, and of what is nearly as fast that of the fewest bits.
 
     To report an instruction is not to be fast at it: an Emerald Rapids without AMX multiplies bfloat16 at half the rate of float32.
-    float16, whose sums are float16, is for inference on a processor with kernels for it.
+    float16: whether it may be that, whose numbers end at 65504.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     found = kernels.rates()
-    if training:
+    if not float16:
         found.pop(torch.float16, None)
     if not found:
         found = {dtype: _products_rate(dtype) for dtype in (torch.bfloat16, torch.float32)}

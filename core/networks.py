@@ -89,6 +89,21 @@ def with_level(noisy: Tensor, sigma: Tensor | float) -> Tensor:
     return torch.cat((noisy, level), 3)
 
 
+PROBE = 64
+"""Side of the made pictures on which a network shows how large its numbers become."""
+HEADROOM = 16
+"""So many times as large they may become, and must not overflow."""
+
+
+def has_room(network: Module) -> bool:
+    """Whether pictures HEADROOM times as bright as white, with a noise as strong, pass through without an overflow."""
+    uniform = torch.rand(1, PROBE, PROBE, 4, generator=torch.Generator().manual_seed(0)).mul(HEADROOM)
+    blocks = (uniform[:, ::8, ::8] > HEADROOM / 2).float().mul(HEADROOM).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    device = network.param()[0].value.device
+    with torch.no_grad():
+        return all(bool(network(x.to(device)).isfinite().all()) for x in (uniform, blocks))
+
+
 def multiply_adds(network: Module, step: int = 1) -> float:
     """Multiply-adds of all convolutions per pixel of the network's input, as the layers are written; `step` is the input grid's."""
     if isinstance(network, Sequential):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from core import data, hardware, metrics
 from core.networks import noise2noise
-from core.nn import MSE, SGD, Adam, Module, Tape
+from core.nn import MSE, SGD, Adam, Module, Tape, scaling
 
 SIDE, BLOCK = 32, 8
 CROP = SIDE * BLOCK
@@ -100,7 +100,7 @@ def train(
         raise ValueError(f'recipe = "{recipe}" must be "report" or "better"')
     hardware.keep_freed_memory()
     where = hardware.take(device)
-    factors = hardware.take_dtype(dtype, where, training=True)
+    factors = hardware.take_dtype(dtype, where)
     kind = torch.float32  # as in the same network in torch.nn: the experiment is about learning, not about arithmetic
     better = recipe == "better"
     network = noise2noise(torch.Generator().manual_seed(seed)).to(where).multiply_in(factors, kind)
@@ -118,7 +118,7 @@ def train(
             tape: Tape = []
             clean = network.forward(noisy, tape)
             total += loss.forward(clean, target).item()
-            network.derive(loss.backward(clean, target).to(kind), tape)
+            scaling.derive(network, loss.backward(clean, target), tape, factors, kind)
             if better:
                 adam.lr = 4e-3 * min(1.0, (done + 1) / 500) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / (batches * epochs))))
                 network.train(adam)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from core import data, hardware, methods, metrics, noise, weights
 from core.data import GREY
-from core.networks import MULTIPLE, correct, multiply_adds, unet
-from core.nn import LogMSE, Module, Muon, Tape, clip
+from core.networks import MULTIPLE, correct, has_room, multiply_adds, unet
+from core.nn import LogMSE, Module, Muon, Tape, clip, norms, scaling
 from core.ranks import ALONE, Alone, Failed, Lost
 
 GRAIN = 6 / 255
@@ -139,8 +139,7 @@ def train(
     """
     hardware.keep_freed_memory()
     device = ranks.device or hardware.take(recipe.device)
-    factors = hardware.take_dtype(recipe.dtype, device, training=True)
-    dtype = hardware.activations(factors, device)
+    factors = hardware.take_dtype(recipe.dtype, device)
     run: _Run | None = None
     try:
         ranks.agree(lambda: recipe.divide(ranks.size))
@@ -151,8 +150,7 @@ def train(
         parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
         judge = _Judge(source, parent)
         run = _Run.resumed(recipe, judge, device, ranks) if resume else _Run.started(recipe, judge, device, ranks)
-        run.network.multiply_in(factors, dtype)
-        _train(run, recipe, source, factors, dtype, report, stop)
+        _train(run, recipe, source, factors, report, stop)
     except Failed as told:
         raise TrainingError(str(told)) from told
     except Lost as gone:
@@ -166,24 +164,22 @@ def _train(
     recipe: Recipe,
     source: methods.Source,
     factors: torch.dtype,
-    dtype: torch.dtype,
     report: Callable[[Progress], None],
     stop: Callable[[], bool],
 ) -> None:
     loss, ranks = source.loss, run.ranks
     started, first = time.monotonic(), run.step
     saved = started
+    bounded = ranks.any(factors == torch.float16)
 
     for noisy, target, sigma in source.batches(run.step, _denoise(run.network), ranks.share(recipe.batch)):
         noisy, target, sigma = noisy.to(run.device), target.to(run.device), sigma.to(run.device)
-        tape: Tape = []
-        denoised = correct(run.network, noisy, sigma, tape)
-        value = loss.forward(denoised, target).item()
-        run.network.derive(loss.backward(denoised, target).to(dtype), tape)
-        value = torch.tensor(ranks.mean(value), dtype=torch.float32).item()  # so the same bits whatever shares it is the mean of
+        value, lengths = run.derive(loss, noisy, target, sigma, factors)
+        if bounded and not (math.isfinite(value) and lengths.isfinite().all()):  # something was above what float16 can be
+            value, lengths = run.derive(loss, noisy, target, sigma, torch.float32)
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
-        run.update(recipe)
+        run.update(recipe, lengths)
 
         ended = ranks.any(run.step == recipe.steps or stop())
         measured = ended or run.step % recipe.evaluate_every == 0
@@ -220,7 +216,7 @@ class _Run:
         self.network, self.judge, self.device, self.ranks = network.to(device), judge, device, ranks
         ranks.watch(network)
         self.average = {p.name: p.value.clone() for p in network.param()}
-        self.rule = Muon(multiply_in=hardware.fast_dtype(device, training=True))
+        self.rule = Muon(multiply_in=hardware.fast_dtype(device, float16=False))
         self.step = self.saved = 0
         self.psnr: dict[str, float] = {}
 
@@ -246,10 +242,24 @@ class _Run:
         run.rule.resume(part("rule."), run.step)
         return run
 
-    def update(self, recipe: Recipe) -> None:
-        """One step of the optimiser, and the moving average's; the average is shorter at the start, where weights change fast."""
+    def derive(self, loss: methods.Loss, noisy: Tensor, target: Tensor, sigma: Tensor, factors: torch.dtype) -> tuple[float, Tensor]:
+        """All ranks' mean of the loss, and how long each derivative by the weights is; those of this rank's weights are there, then."""
+        activations = hardware.activations(factors, self.device)
+        self.network.multiply_in(factors, activations)
+        tape: Tape = []
+        denoised = correct(self.network, noisy, sigma, tape)
+        value = loss.forward(denoised, target).item()
+        scaling.derive(self.network, loss.backward(denoised, target), tape, factors, activations)
+        value = torch.tensor(self.ranks.mean(value), dtype=torch.float32).item()  # so the same bits whatever shares it is the mean of
+        lengths = self.ranks.norms()
+        return value, norms(self.network.param()) if lengths is None else lengths
+
+    def update(self, recipe: Recipe, lengths: Tensor) -> None:
+        """One step of the optimiser, by derivatives of such lengths, and the moving average's; the average is shorter at the start, where
+        weights change fast.
+        """
         self.rule.lr = recipe.lr_at(self.step)
-        clip([p for p in self.network.param() if self.ranks.owns(p.name)], recipe.clip, self.ranks.norms())
+        clip([p for p in self.network.param() if self.ranks.owns(p.name)], recipe.clip, lengths)
         self.network.train(self.ranks.sharing(self.rule))
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 9))
@@ -398,6 +408,8 @@ def _denoise(network: Module) -> methods.Denoise:
 def _for_inference(network: Module, factors: torch.dtype, device: torch.device) -> methods.Denoise:
     """The network as a denoiser has it."""
     network.to(device, torch.float32).multiply_in(factors, hardware.activations(factors, device))
+    if factors == torch.float16 and not has_room(network):
+        network.multiply_in(torch.float32, torch.float32)
     return _denoise(network)
 
 

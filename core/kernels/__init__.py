@@ -29,13 +29,17 @@ SETS: dict[str, tuple[int, torch.dtype]] = {
 }
 """The instruction sets, of each dtype the best first: numbers in a vector, and the dtype of what products multiply.
 
-Sums are float32 in all but one: those of float16 are float16, as all that its vectors compute. It is for inference alone.
+Sums are float32 in all but one: those of float16 are float16, as all that its vectors compute, but for sums of many pictures' derivatives.
 """
 
 POINTS = 36
 
 SAMPLES = {torch.float32: (0, 1.0), torch.uint8: (1, 255.0), torch.uint16: (2, 65535.0)}
 """The kinds of a picture's samples, as jobs.h counts them, and what is white in each."""
+
+
+FEW = 64 * 64
+"""Products of channels in and out up to which a core's cache holds the sums of a weight gradient."""
 
 
 class KernelError(RuntimeError):
@@ -154,14 +158,11 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.name = name
         self.lanes, self.factors = SETS[name]
-        self.trains = self.factors != torch.float16
-        """Whether it computes gradients."""
-        self.narrow = torch.bfloat16 if self.trains else torch.float16
+        self.narrow = torch.float16 if self.factors == torch.float16 else torch.bfloat16
         """What activations may have in place of float32."""
-        # All that is not a convolution is computed in float32, by processors that have those vectors in any case.
-        self._wide = None if self.trains else Kernels(library, "avx512")
-        names = {what: name if self.trains or what in ("winograd", "direct") else "avx512" for what in _JOBS}
-        self._call = {what: getattr(library, f"{what}_{name}") for what, name in names.items()}
+        # Where vectors are of float16, all else is computed in float32: a processor that has those has AVX-512, too.
+        others = "avx512" if self.factors == torch.float16 else name
+        self._call = {what: getattr(library, f"{what}_{name if what in _FACTORS else others}") for what in _JOBS}
         self._rate = getattr(library, f"rate_{name}")
         self._rate.restype = ctypes.c_double
 
@@ -174,17 +175,15 @@ class Kernels:
         """(A, B, C, F) as `convolve` takes it. turned: by 180 degrees and C and F exchanged, for a data gradient (Winograd's only)."""
         weight = weight.detach().float().contiguous()
         A, B, C, F = weight.shape
-        if self._wide is not None:
-            filled = torch.constant_pad_nd(weight, (0, -F % self.lanes, 0, -C % self.lanes if winograd else 0))
-            return self._wide.pack(filled, winograd, turned).to(self.factors)
+        how = self.lanes, self.factors == torch.float16
         if not winograd:
             packed = torch.empty(_up(A * B * C, 2) * _up(F, self.lanes), dtype=self.factors)
-            self._run("direct_weights", weight.data_ptr(), packed.data_ptr(), A * B * C, F, False)
+            self._run("direct_weights", weight.data_ptr(), packed.data_ptr(), A * B * C, F, False, *how)
             return packed
         if turned:
             C, F = F, C
         packed = torch.empty(POINTS * self._point(C, F), dtype=self.factors)
-        self._run("winograd_weights", weight.data_ptr(), packed.data_ptr(), C, F, turned)
+        self._run("winograd_weights", weight.data_ptr(), packed.data_ptr(), C, F, turned, *how)
         return packed
 
     def convolve(
@@ -241,18 +240,22 @@ class Kernels:
         what = "winograd" if winograd else "direct"
         return Plan(self._call[what], _JOBS[what](), packed, shape, width, stride, sides, bias, scale, crop, relu)
 
-    def weight_gradient(self, x: Tensor, dy: Tensor, border: Border) -> Tensor:
-        """That of a 3x3 convolution of stride 1: (3, 3, C, F) in float32."""
+    def weight_gradient(self, x: Tensor, dy: Tensor, border: Border, unit: float = 1.0) -> Tensor:
+        """That of a 3x3 convolution of stride 1, times `unit`: (3, 3, C, F) in float32."""
         (N, H, W, C), (_, Ho, Wo, F) = x.shape, dy.shape
-        shares = max(1, torch.get_num_threads() // 2)
+        threads = torch.get_num_threads()
+        # One thread sums as two would, so that the result is the same.
+        parts, shares = (1, max(2, threads)) if C * F <= FEW else (2, max(1, threads // 2))
         du, dw = torch.empty(shares * POINTS * self._point(C, F)), torch.empty(3, 3, C, F)
         x, dy = x.contiguous(), dy.contiguous()
-        given = _rows(_ring(x)), _rows(_ring(dy)), du.data_ptr(), dw.data_ptr()
-        self._run("winograd_gradient", *given, N, H, W, C, F, Ho, Wo, border[0], border[2], shares)
+        given = _rows(_ring(x)), _rows(_ring(dy)), du.data_ptr(), dw.data_ptr(), unit
+        for what in ("winograd_gradient", "gradient_weights"):
+            self._run(what, *given, N, H, W, C, F, Ho, Wo, border[0], border[2], parts, shares, self.lanes)
         return dw
 
-    def windows_gradient(self, x: Tensor, dy: Tensor, kernel: Pair, scale: int = 1) -> Tensor:
-        """That of a convolution with a stride as large as its kernel, (A, B, C, F) in float32, and depth-to-space by `scale` behind it.
+    def windows_gradient(self, x: Tensor, dy: Tensor, kernel: Pair, scale: int = 1, unit: float = 1.0) -> Tensor:
+        """That of a convolution with a stride as large as its kernel, and depth-to-space by `scale` behind it, times `unit`: (A, B, C, F)
+        in float32.
 
         `aligned` tells for which sizes; x: (N, down * A, across * B, C), dy: (N, down * scale, across * scale, F / scale**2).
         """
@@ -261,7 +264,7 @@ class Kernels:
         dw = torch.empty(shares, A, B, C, F)
         x, dy = x.contiguous(), dy.contiguous()
         self._run("windows_gradient", _rows(_ring(x)), _rows(_ring(dy)), dw.data_ptr(), N, H // A, W // B, A, B, C, scale, F, shares)
-        return dw.sum(0)
+        return dw.sum(0).mul_(unit)
 
     def aligned(self, x: Tensor, dy: Tensor, kernel: Pair, scale: int = 1) -> bool:
         """Whether `windows_gradient` can be computed: windows fill the picture, and a row of one is whole vectors."""
@@ -284,8 +287,7 @@ class Kernels:
         b1, b2 = betas
         factors = 1 - b1, b2, 1 - b2**step, lr / (1 - b1**step), epsilon
         self._run("adam", value.data_ptr(), m.data_ptr(), v.data_ptr(), derivative.data_ptr(), *factors, value.numel())
-        for changed in (value, m, v):
-            changed.view(-1)[:0].zero_()  # counts as a change for torch: what was made of a weight is made anew by its version
+        value.view(-1)[:0].zero_()  # counts as a change for torch: what was made of a weight is made anew by its version
 
     def lay(self, samples: Tensor, level: float, to: Ring) -> None:
         """Pixels (H, W, 1 or 3), which are `samples_fit`, and a noise level as the network's input behind a space-to-depth by 2, into `to`
@@ -331,9 +333,10 @@ def take(factors: torch.dtype, device: torch.device) -> Kernels | None:
     """
     if device.type != "cpu" or factors not in (torch.float32, torch.bfloat16, torch.float16):
         return None
-    found = available()
-    fit = [factors] if factors == torch.float16 else [factors, torch.float32]
-    return next((found[name] for name, (_, dtype) in SETS.items() if name in found and dtype in fit), None)
+    for own in available().values():
+        if own.factors == factors or (own.factors == torch.float32 and factors != torch.float16):
+            return own
+    return None
 
 
 def rates() -> dict[torch.dtype, float]:
@@ -405,7 +408,7 @@ def _job(rows: str, pointers: str, numbers: str, fractions: str = "") -> type[ct
     return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
 
 
-_WEIGHTS = _job("", "w u", "C F turned threads next")
+_WEIGHTS = _job("", "w u", "C F turned lanes half threads next")
 _CONVOLUTION = _job(
     "x y addend another mask",
     "u bias",
@@ -434,19 +437,22 @@ class Program:
         self._run(self._steps, ctypes.c_long(len(self._steps)), bases, ctypes.c_long(torch.get_num_threads()))
 
 
-_GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left shares threads next")
+_GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left parts shares lanes threads stretch next", "unit")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
     "direct_weights": _WEIGHTS,
     "winograd": _CONVOLUTION,
     "direct": _CONVOLUTION,
     "winograd_gradient": _GRADIENT,
+    "gradient_weights": _GRADIENT,
     "windows_gradient": _job("x dy", "dw", "N down across A B C S F shares threads next"),
     "lay": _job("y", "samples", "kind channels along rows columns threads next", "level one"),
     "correct": _job("x", "noisy clean squares", "kind channels along clean_along grey rows columns left width threads next", "share one"),
     "adam": _job("", "value m v d", "n threads next", "first second grown rate epsilon"),
 }
 """As in jobs.h."""
+_FACTORS = {"winograd", "direct", "winograd_gradient", "windows_gradient"}
+"""Of these, what computes with factors of the set's own."""
 
 
 def _up(n: int, to: int) -> int:

@@ -2,14 +2,16 @@
  *
  * dw = Gt [ sum over tiles of (Bt d B) . (A dy At) ] G. The sum is 36 products again, (C x tiles) by (tiles x F).
  *
- * A thread computes half of the points by itself, rows 0 to 2 or 3 to 5 of the 6x6, for all tiles or, with more than two threads, a share
- * of them: what it lays out is read by no other core, and nothing is waited for. (Laid out by all and multiplied by all, two threads were
- * no faster than one.) v is [point][tile/PAIR][C][PAIR], d a product's right side: [point][columns][tile/PAIR][column][PAIR].
+ * A thread sums up a share of the tiles by itself: what it lays out is read by no other core, and nothing is waited for. (Laid out by all
+ * and multiplied by all, two threads were no faster than one.) Where there are many channels, all points' sums are larger than its cache,
+ * and a thread takes half of the points, rows 0 to 2 or 3 to 5 of the 6x6, of twice the share. v is [point][tile/PAIR][C][PAIR], d a product's right side: [point][columns][tile/PAIR][column][PAIR].
  */
 
-enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2, STRETCH = 64 }; /* tiles laid out at a time */
+enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2 };
+/* Tiles laid out at a time; four times as many where the sums, read and written again each time, are larger than a second cache. */
+enum { STRETCH = 64, SECOND_CACHE = 2 << 20 };
 #if defined(CLEARFOLD_AMX)
-enum { TURNED = STRETCH }; /* its left sides have each channel's tiles side by side: those of one point are turned over before its product */
+enum { TURNED = 1 }; /* its left sides have each channel's tiles side by side: those of one point are turned over before its product */
 #else
 enum { TURNED = 0 };
 #endif
@@ -46,30 +48,34 @@ INLINE void NAME(block_at_points)(const clearfold_gradient *job, int half, place
 }
 
 #if defined(CLEARFOLD_AMX)
-/* `turned`: the left side turned over, as far as it fills the depth of AMX's products, or NULL: then vectors multiply. */
-INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, const int columns) {
+/* `turned`: the left side turned over, in rows of `pitch`, as far as it fills the depth of AMX's products, or NULL: then vectors multiply. */
+INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, long pitch, float *du, long along, int more, long rows, const int columns) {
   long deep = turned ? by.C / DEPTH * DEPTH : 0;
-  if (deep) NAME(product_of_rows)((NAME(pair_of_matrices)){turned, STRETCH, 1, by.u, deep}, du, along, more, rows, columns);
+  if (deep) NAME(product_of_rows)((NAME(pair_of_matrices)){turned, pitch, 1, by.u, deep}, du, along, more, rows, columns);
   NAME(product_of_rest)(by, deep, du, along, more, rows, columns);
 }
 #else
-/* ROWS rows and what they leave over: padded channels come in eights, so an even number. */
-INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, const int columns) {
-  (void)turned;
-  for (; rows >= ROWS; rows -= ROWS, by.v += ROWS * PAIR, du += ROWS * along) NAME(product_of)(by, du, along, more, ROWS, columns);
-  if (rows == 4) NAME(product_of)(by, du, along, more, 4, columns);
-  if (rows == 2) NAME(product_of)(by, du, along, more, 2, columns);
+/* ROWS rows and what they leave over: padded channels come in vectors, so an even number, of float16's a multiple of 4. */
+INLINE void NAME(gradient_rows)(NAME(pair_of_matrices) by, const factor *turned, long pitch, float *du, long along, int more, long rows, const int columns) {
+  (void)turned, (void)pitch;
+  for (; rows >= ROWS; rows -= ROWS, by.v += ROWS * PAIR, du += ROWS * along) NAME(product_to_floats)(by, du, along, more, ROWS, columns);
+#if defined(CLEARFOLD_AVX512FP16)
+  if (rows == 8) NAME(product_to_floats)(by, du, along, more, 8, columns);
+#else
+  if (rows == 2) NAME(product_to_floats)(by, du, along, more, 2, columns);
+#endif
+  if (rows == 4) NAME(product_to_floats)(by, du, along, more, 4, columns);
 }
 #endif
 
 /* The same for one to COLUMNS vectors of columns. */
-static void NAME(gradient_columns)(NAME(pair_of_matrices) by, const factor *turned, float *du, long along, int more, long rows, long columns) {
+static void NAME(gradient_columns)(NAME(pair_of_matrices) by, const factor *turned, long pitch, float *du, long along, int more, long rows, long columns) {
   switch (columns) {
-    case 1: NAME(gradient_rows)(by, turned, du, along, more, rows, 1); break;
-    case 2: NAME(gradient_rows)(by, turned, du, along, more, rows, 2); break;
+    case 1: NAME(gradient_rows)(by, turned, pitch, du, along, more, rows, 1); break;
+    case 2: NAME(gradient_rows)(by, turned, pitch, du, along, more, rows, 2); break;
 #if !defined(TWO_COLUMNS)
-    case 3: NAME(gradient_rows)(by, turned, du, along, more, rows, 3); break;
-    case 4: NAME(gradient_rows)(by, turned, du, along, more, rows, 4); break;
+    case 3: NAME(gradient_rows)(by, turned, pitch, du, along, more, rows, 3); break;
+    case 4: NAME(gradient_rows)(by, turned, pitch, du, along, more, rows, 4); break;
 #endif
   }
 }
@@ -84,111 +90,89 @@ INLINE void NAME(bring_block_near)(const clearfold_rows *x, int half, long H, lo
   }
 }
 
-/* Half of the points, from `first` on, of the tiles start..stop: laid out and multiplied, STRETCH at a time. */
-INLINE void NAME(half_gradient)(const clearfold_gradient *job, float *du, long start, long stop, const int first, const int x_half, const int dy_half) {
+/* Of the points, `rows` of the 6x6 from `first` on, of the tiles start..stop: laid out and multiplied, `stretch` at a time. */
+INLINE void NAME(part_gradient)(const clearfold_gradient *job, float *du, long start, long stop, const int first, const int rows, const int x_half, const int dy_half) {
+  const int points = rows * WINDOW;
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = COLUMNS * VW, row = NAME(gradient_row)(Cp);
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE;
-  long point_v = NAME(gradient_point)(STRETCH / PAIR, row * PAIR), point_d = NAME(gradient_point)(STRETCH, Fp);
-  factor *v = clearfold_scratch((HALF * (point_v + point_d) + TURNED * Cp) * sizeof(factor)), *d = v + HALF * point_v, *turned = d + HALF * point_d;
-  long pieces = (stop - start + STRETCH - 1) / STRETCH;
+  long stretch = job->stretch, point_v = NAME(gradient_point)(stretch / PAIR, row * PAIR), point_d = NAME(gradient_point)(stretch, Fp);
+  factor *v = clearfold_scratch((points * (point_v + point_d) + TURNED * stretch * Cp) * sizeof(factor)), *d = v + points * point_v, *turned = d + points * point_d;
+  long pieces = (stop - start + stretch - 1) / stretch;
   for (long piece = 0; piece < pieces; piece++) {
-    long at_tile = start + (first ? pieces - 1 - piece : piece) * STRETCH; /* two threads from both ends: each finds in the last cache what the other fetched */
-    long count = stop - at_tile < STRETCH ? stop - at_tile : STRETCH, T = NAME(round_up)(count, PAIR);
+    long at_tile = start + (first ? pieces - 1 - piece : piece) * stretch; /* two threads from both ends: each finds in the last cache what the other fetched */
+    long count = stop - at_tile < stretch ? stop - at_tile : stretch, T = NAME(round_up)(count, PAIR);
     for (long t = 0; t < T / PAIR; t++) {
-      vec both[2][HALF];
+      vec both[2][POINTS];
       place at[PAIR];
       for (int q = 0; q < PAIR; q++) at[q] = place_of(at_tile + t * PAIR + q, across, down);
       int odd = t * PAIR + PAIR > count; /* the last tile has no neighbour */
-      if (odd) for (int k = 0; k < HALF; k++) both[PAIR - 1][k] = zero();
+      if (odd) for (int k = 0; k < points; k++) both[PAIR - 1][k] = zero();
       for (long c = 0; c < Cp; c += VW) {
         for (int q = 0; q < PAIR - odd; q++) {
           place from = {at[q].n, at[q].i - job->top, at[q].j - job->left};
-          NAME(window_at_points)(&job->x, x_half, job->H, job->W, job->C, from, c, both[q], first, WINDOW / 2);
+          NAME(window_at_points)(&job->x, x_half, job->H, job->W, job->C, from, c, both[q], first, rows);
         }
-#pragma GCC unroll 18
-        for (int k = 0; k < HALF; k++) store_pair(v + k * point_v + (t * row + c) * PAIR, both[0][k], both[PAIR - 1][k]);
+#pragma GCC unroll 36
+        for (int k = 0; k < points; k++) store_pair(v + k * point_v + (t * row + c) * PAIR, both[0][k], both[PAIR - 1][k]);
       }
       for (long f = 0; f < Fp; f += VW) {
         long chunk = f / wide * wide, width = Fp - chunk < wide ? Fp - chunk : wide;
-        for (int q = 0; q < PAIR - odd; q++) NAME(block_at_points)(job, dy_half, at[q], f, both[q], first, WINDOW / 2);
-#pragma GCC unroll 18
-        for (int k = 0; k < HALF; k++) store_pair(d + k * point_d + chunk * T + (t * width + f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
+        for (int q = 0; q < PAIR - odd; q++) NAME(block_at_points)(job, dy_half, at[q], f, both[q], first, rows);
+#pragma GCC unroll 36
+        for (int k = 0; k < points; k++) store_pair(d + k * point_d + chunk * T + (t * width + f - chunk) * PAIR, both[0][k], both[PAIR - 1][k]);
       }
     }
     int more = piece > 0;
-    long next = first ? at_tile - STRETCH : at_tile + STRETCH, behind = next < start ? 0 : stop - next < STRETCH ? stop - next : STRETCH;
-    for (int k = 0; k < HALF; k++) {
-      for (long t = k * behind / HALF; t < (k + 1) * behind / HALF; t++) { /* memory has little to do meanwhile */
+    long next = first ? at_tile - stretch : at_tile + stretch, behind = next < start ? 0 : stop - next < stretch ? stop - next : stretch;
+    for (int k = 0; k < points; k++) {
+      for (long t = k * behind / points; t < (k + 1) * behind / points; t++) { /* memory has little to do meanwhile */
         place at = place_of(next + t, across, down);
         NAME(bring_block_near)(&job->x, x_half, job->H, job->W, job->C, at);
         NAME(bring_block_near)(&job->dy, dy_half, job->Ho, job->Wo, job->F, at);
       }
 #if defined(CLEARFOLD_AMX)
       for (long t = 0; t + DEPTH <= T; t += DEPTH)
-        for (long c = 0; c < Cp; c += BLOCK) turn_block(v + k * point_v + (t / PAIR * row + c) * PAIR, row * PAIR, turned + c * STRETCH + t, STRETCH);
+        for (long c = 0; c < Cp; c += BLOCK) turn_block(v + k * point_v + (t / PAIR * row + c) * PAIR, row * PAIR, turned + c * stretch + t, stretch);
 #endif
       for (long chunk = 0; chunk < Fp; chunk += wide) {
         long columns = (Fp - chunk < wide ? Fp - chunk : wide) / VW;
         float *to = du + k * NAME(point)(Cp, Fp) + chunk;
         NAME(pair_of_matrices) by = {v + k * point_v, PAIR, row, d + k * point_d + chunk * T, T};
-        NAME(gradient_columns)(by, turned, to, Fp, more, Cp, columns);
+        NAME(gradient_columns)(by, turned, stretch, to, Fp, more, Cp, columns);
       }
     }
   }
-  if (start >= stop) memset(du, 0, HALF * NAME(point)(Cp, Fp) * sizeof(float));
+  if (start >= stop) memset(du, 0, points * NAME(point)(Cp, Fp) * sizeof(float));
 }
 
 static void NAME(gradient_body)(void *p) {
   clearfold_gradient *job = p;
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), share = NAME(round_up)((tiles + job->shares - 1) / job->shares, PAIR);
-  for (long piece; (piece = clearfold_next(&job->next, 2 * job->shares)) >= 0;) {
-    long start = piece / 2 * share, stop = start + share < tiles ? start + share : tiles;
-    float *du = job->du + piece * HALF * NAME(point)(Cp, Fp);
+  for (long piece; (piece = clearfold_next(&job->next, job->parts * job->shares)) >= 0;) {
+    long start = piece / job->parts * share, stop = start + share < tiles ? start + share : tiles;
+    float *du = job->du + piece * (POINTS / job->parts) * NAME(point)(Cp, Fp);
     begin_products();
-    if (piece % 2) {
-      if (job->x.half) NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 1, job->dy.half);
-      else NAME(half_gradient)(job, du, start, stop, WINDOW / 2, 0, job->dy.half);
+    if (job->parts == 1) {
+      if (job->x.half) NAME(part_gradient)(job, du, start, stop, 0, WINDOW, 1, job->dy.half);
+      else NAME(part_gradient)(job, du, start, stop, 0, WINDOW, 0, job->dy.half);
+    } else if (piece % 2) {
+      if (job->x.half) NAME(part_gradient)(job, du, start, stop, WINDOW / 2, WINDOW / 2, 1, job->dy.half);
+      else NAME(part_gradient)(job, du, start, stop, WINDOW / 2, WINDOW / 2, 0, job->dy.half);
     } else {
-      if (job->x.half) NAME(half_gradient)(job, du, start, stop, 0, 1, job->dy.half);
-      else NAME(half_gradient)(job, du, start, stop, 0, 0, job->dy.half);
+      if (job->x.half) NAME(part_gradient)(job, du, start, stop, 0, WINDOW / 2, 1, job->dy.half);
+      else NAME(part_gradient)(job, du, start, stop, 0, WINDOW / 2, 0, job->dy.half);
     }
     end_products();
   }
 }
 
-static void NAME(gradient_weights_body)(void *p) {
-  clearfold_gradient *job = p;
-  long C = job->C, F = job->F, Cp = NAME(round_up)(C, VW), Fp = NAME(round_up)(F, VW);
-  for (long c; (c = clearfold_next(&job->next, C)) >= 0;)
-    for (long f = 0; f < F; f += VW) {
-      vec t[3 * WINDOW];
-      for (int j = 0; j < WINDOW; j++) {
-        vec u[WINDOW];
-        for (int i = 0; i < WINDOW; i++) {
-          const float *du = job->du + (i * WINDOW + j) * NAME(point)(Cp, Fp) + c * Fp + f;
-          u[i] = load(du);
-          __builtin_prefetch(du + 4 * VW);
-          for (long more = 1; more < job->shares; more++) u[i] = add(u[i], load(du + more * POINTS * NAME(point)(Cp, Fp)));
-        }
-        for (int a = 0; a < 3; a++) {
-          vec sum = zero();
-          for (int i = 0; i < WINDOW; i++) sum = fma_(all(G[i][a]), u[i], sum);
-          t[a * WINDOW + j] = sum;
-        }
-      }
-      for (int a = 0; a < 3; a++)
-        for (int b = 0; b < 3; b++) {
-          vec sum = zero();
-          for (int j = 0; j < WINDOW; j++) sum = fma_(all(G[j][b]), t[a * WINDOW + j], sum);
-          store_n(job->dw + ((a * 3 + b) * C + c) * F + f, sum, F - f);
-        }
-    }
-}
-
 void NAME(winograd_gradient)(clearfold_gradient *job) {
+  long tiles = job->N * ((job->Ho + TILE - 1) / TILE) * ((job->Wo + TILE - 1) / TILE), share = (tiles + job->shares - 1) / job->shares;
+  int large = HALF * NAME(round_up)(job->C, VW) * NAME(round_up)(job->F, VW) * (long)sizeof(float) > SECOND_CACHE;
+  long most = large ? 4 * STRETCH : job->parts == 1 ? STRETCH / sizeof(factor) * sizeof(narrow) : STRETCH;
+  long pieces = (share + most - 1) / most;
+  job->stretch = NAME(round_up)((share + pieces - 1) / pieces, STRETCH / 2);
   job->next = 0;
   clearfold_team(NAME(gradient_body), job, job->threads);
-  job->next = 0;
-  clearfold_team(NAME(gradient_weights_body), job, job->threads);
 }

@@ -12,7 +12,7 @@ typedef struct {
 typedef struct {
   const float *w; /* (3, 3, C, F), or (C, F) for any other kernel; if `turned`, (3, 3, F, C), to be turned by 180 degrees */
   void *u;        /* the packed factors */
-  long C, F, turned, threads, next;
+  long C, F, turned, lanes, half, threads, next; /* for vectors of so many lanes; half: as float16, by the set of AVX-512 alone */
 } clearfold_weights;
 
 typedef struct {
@@ -35,7 +35,8 @@ typedef struct {
 typedef struct {
   clearfold_rows x, dy; /* (N, H, W, C), (N, Ho, Wo, F) */
   float *du, *dw;       /* (shares, 36, C, F), channels rounded up to whole vectors; (3, 3, C, F) */
-  long N, H, W, C, F, Ho, Wo, top, left, shares, threads, next; /* shares: of the tiles, each summed up by itself */
+  float unit;           /* what is 1 in dw */
+  long N, H, W, C, F, Ho, Wo, top, left, parts, shares, lanes, threads, stretch, next; /* parts: of the points, and shares: of the tiles, each summed up by itself; lanes: of a vector of du */
 } clearfold_gradient;
 
 typedef struct {

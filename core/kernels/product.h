@@ -21,9 +21,10 @@ enum { DEEP = 32 }; /* factors whose products are summed up in a register: the l
 /* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. At most 6 rows. `fresh`: u was not
  * read before, and what is AHEAD of what is read is brought near. */
 #if defined(CLEARFOLD_AVX512FP16)
-INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns, const int fresh) {
-  for (long start = 0; start < by.C; start += DEEP) {
-    long stop = by.C - start < DEEP ? by.C : start + DEEP;
+INLINE void NAME(product_in_parts)(NAME(pair_of_matrices) by, void *m, long along, int more, const int rows, const int columns, const int fresh, const int floats) {
+  const long deep = floats ? 2 * DEEP : DEEP;
+  for (long start = 0; start < by.C; start += deep) {
+    long stop = by.C - start < deep ? by.C : start + deep;
     vec sum[ROWS][COLUMNS];
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
@@ -31,7 +32,7 @@ INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long
       for (int j = 0; j < columns; j++) sum[i][j] = zero();
     const factor *left[ROWS / 3];
 #pragma GCC unroll 4
-    for (int i = 0; i < rows / 3; i++) left[i] = by.v + 3 * i * by.row + start * by.step;
+    for (int i = 0; i < (rows + 2) / 3; i++) left[i] = by.v + 3 * i * by.row + start * by.step;
     for (long c = start; c < stop; c++) {
       factors right[COLUMNS];
 #pragma GCC unroll 2
@@ -44,16 +45,25 @@ INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long
 #pragma GCC unroll 2
         for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left[i / 3] + i % 3 * by.row, right[j]);
 #pragma GCC unroll 4
-      for (int i = 0; i < rows / 3; i++) left[i] += by.step;
+      for (int i = 0; i < (rows + 2) / 3; i++) left[i] += by.step;
     }
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
       for (int j = 0; j < columns; j++) {
-        partial *to = m + i * along + j * VW;
-        store_partial(to, more || start ? add(load_partial(to), sum[i][j]) : sum[i][j]);
+        long at = i * along + j * VW;
+        if (floats) {
+          if (more || start) add_to((float *)m + at, sum[i][j]);
+          else store((float *)m + at, sum[i][j]);
+        } else {
+          partial *to = (partial *)m + at;
+          store_partial(to, more || start ? add(load_partial(to), sum[i][j]) : sum[i][j]);
+        }
       }
   }
+}
+INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns, const int fresh) {
+  NAME(product_in_parts)(by, m, along, more, rows, columns, fresh, 0);
 }
 #else
 INLINE void NAME(product_by_vectors)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns, const int fresh) {
@@ -117,6 +127,17 @@ INLINE void end_products(void) {}
 
 INLINE void NAME(product_of)(NAME(pair_of_matrices) by, partial *m, long along, int more, const int rows, const int columns) {
   NAME(product_by_vectors)(by, m, along, more, rows, columns, 0);
+}
+#endif
+
+#if !defined(CLEARFOLD_AMX)
+/* m is of floats, where a sum of many thousands may grow. */
+INLINE void NAME(product_to_floats)(NAME(pair_of_matrices) by, float *m, long along, int more, const int rows, const int columns) {
+#if defined(CLEARFOLD_AVX512FP16)
+  NAME(product_in_parts)(by, m, along, more, rows, columns, 0, 1);
+#else
+  NAME(product_by_vectors)(by, m, along, more, rows, columns, 0);
+#endif
 }
 #endif
 

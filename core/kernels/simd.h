@@ -121,6 +121,10 @@ INLINE void store(float *p, vec x) {
 }
 INLINE vec load_narrow(const narrow *p) { return (vec)_mm512_loadu_si512((const void *)p); }
 INLINE void store_narrow(narrow *p, vec x) { _mm512_storeu_si512((void *)p, (__m512i)x); }
+INLINE void add_to(float *p, vec x) { /* in float32 */
+  _mm512_storeu_ps(p, _mm512_add_ps(_mm512_loadu_ps(p), _mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256((__m512i)x))));
+  _mm512_storeu_ps(p + 16, _mm512_add_ps(_mm512_loadu_ps(p + 16), _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64((__m512i)x, 1))));
+}
 INLINE vec add(vec a, vec b) { return _mm512_add_ph(a, b); }
 INLINE vec sub(vec a, vec b) { return _mm512_sub_ph(a, b); }
 INLINE vec mul(vec a, vec b) { return _mm512_mul_ph(a, b); }
@@ -204,6 +208,7 @@ INLINE vec dot(vec sum, const factor *left, factors right) {
 #endif
 }
 INLINE void store_factors(factor *p, vec x) { store_narrow(p, x); }
+INLINE void store_pair(factor *p, vec a, vec b) { store_narrow(p, a); (void)b; }
 INLINE factor to_factor(float x) { _Float16 y = (_Float16)x; factor bits; memcpy(&bits, &y, sizeof bits); return bits; }
 
 #else

@@ -54,7 +54,7 @@ static void NAME(windows_gradient_body)(void *p) {
       else NAME(lay_windows)(dy, 0, first, count, wide, 0, d);
       for (long f = 0; f < F; f += wide) {
         NAME(pair_of_matrices) by = {v, PAIR, K + more, d + f * SEEN, NAME(round_up)(count, PAIR)};
-        NAME(gradient_columns)(by, 0, dw + f, F, first > start, K, (F - f < wide ? F - f : wide) / VW);
+        NAME(gradient_columns)(by, 0, 0, dw + f, F, first > start, K, (F - f < wide ? F - f : wide) / VW);
       }
     }
     end_products();

@@ -132,9 +132,12 @@ class Conv2d(Convolution):
         # y = convolve(x, weight) + bias: the first is linear in x and in weight, the second adds to every pixel
         x: Tensor = tape.pop()
         dy, scale = self._apart(dy, scale)
-        self.dweight = convolution.weight_gradient(x, dy, self.kernel, self.stride, self._border(), factors=self.factors, scale=scale)
+        unit = 1 / self.loss_scale
+        self.dweight = convolution.weight_gradient(
+            x, dy, self.kernel, self.stride, self._border(), factors=self.factors, scale=scale, unit=unit
+        )
         if self.bias is not None:
-            self.dbias = convolution.bias_gradient(dy, self.dweight.dtype)
+            self.dbias = convolution.bias_gradient(dy, self.dweight.dtype, unit)
         self.announce()
 
     def cut(self, in_channels: list[int] | None = None, out_channels: list[int] | None = None) -> Conv2d:
@@ -202,12 +205,13 @@ class Upsampling(Convolution):
         (S, T), (H, W), border = self.scale, self._size(x), self._border_of(x)
         # y = depth_to_space(convolve(x, small))[:, :H, :W]
         dphases = products.space_to_depth(products.pad(dy, (0, -H % S, 0, -W % T)), self.scale)
-        dsmall = convolution.weight_gradient(x, dphases, (len(self.rows), len(self.columns)), (1, 1), border, factors=self.factors)
+        kernel, unit = (len(self.rows), len(self.columns)), 1 / self.loss_scale
+        dsmall = convolution.weight_gradient(x, dphases, kernel, (1, 1), border, factors=self.factors, unit=unit)
         # small = sum over a, b of rows * columns * weight
         dsmall = dsmall.reshape(*dsmall.shape[:3], S, T, -1)
         self.dweight = torch.einsum("ora,qsb,oqcrsf->abcf", self.rows.to(dsmall), self.columns.to(dsmall), dsmall)
         if self.bias is not None:
-            self.dbias = convolution.bias_gradient(dy, dsmall.dtype)
+            self.dbias = convolution.bias_gradient(dy, dsmall.dtype, unit)
         self.announce()
         mask = x if rectified else None
         return convolution.data_gradient(

@@ -244,9 +244,18 @@ def _cropped(y: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def weight_gradient(
-    x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: Border, *, factors: torch.dtype | None = None, scale: int = 1
+    x: Tensor,
+    dy: Tensor,
+    kernel: Pair,
+    stride: Pair,
+    border: Border,
+    *,
+    factors: torch.dtype | None = None,
+    scale: int = 1,
+    unit: float = 1.0,
 ) -> Tensor:
-    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`); in float32, the pictures are summed by halves.
+    """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`), times `unit`; in float32, the pictures are summed by
+    halves.
 
     scale: of the depth-to-space behind the convolution, whose output's derivative `dy` is.
     """
@@ -258,19 +267,22 @@ def weight_gradient(
 
     def part(n: slice) -> Tensor:
         if own is not None and in_place:
-            return own.windows_gradient(x[n], dy[n], kernel, scale)
+            return own.windows_gradient(x[n], dy[n], kernel, scale, unit)
         if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
-            return own.weight_gradient(x[n], dy[n], border)
-        # Where kernels have no fast bfloat16, its products would be slower still.
-        return products.weight_gradient(x[n], dy[n], kernel, stride, border, own.factors if own else factors)
+            return own.weight_gradient(x[n], dy[n], border, unit)
+        # Where kernels have no fast bfloat16, its products would be slower still; in float16 they would sum in it.
+        exactly = own is not None and own.factors != torch.bfloat16
+        return products.weight_gradient(x[n], dy[n], kernel, stride, border, torch.float32 if exactly else factors) * unit
 
     return by_halves(part, 0, len(x), leaf()) if factors == torch.float32 else part(slice(None))
 
 
-def bias_gradient(dy: Tensor, dtype: torch.dtype) -> Tensor:
-    """`dbias[f] = sum over n, i, j of dy[n, i, j, f]`: a row's in float32 at least, theirs in float64, so in nearly no order at all."""
+def bias_gradient(dy: Tensor, dtype: torch.dtype, unit: float = 1.0) -> Tensor:
+    """`dbias[f] = unit * sum over n, i, j of dy[n, i, j, f]`: a row's in float32 at least, theirs in float64, so in nearly no order at
+    all.
+    """
     rows = torch.promote_types(dy.dtype, torch.float32)  # float64 from the start would first write down each number as one
-    return by_halves(lambda n: dy[n].sum(2, dtype=rows).sum((0, 1), dtype=torch.float64).to(dtype), 0, len(dy), leaf())
+    return by_halves(lambda n: dy[n].sum(2, dtype=rows).sum((0, 1), dtype=torch.float64).mul(unit).to(dtype), 0, len(dy), leaf())
 
 
 def data_gradient(

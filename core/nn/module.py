@@ -40,6 +40,7 @@ class Module:
     weights: tuple[str, ...] = ()
     """Names of the attributes that are learned; the derivative of `weight` is kept as `dweight`."""
     _told: Callable[[Module], None] | None = None
+    loss_scale: float = 1.0
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """`y = f(x)`. With a tape it leaves there what `backward` needs; without one it keeps nothing."""
@@ -122,6 +123,12 @@ class Module:
         for _, inner in self.modules():
             inner.multiply_in(factors, activations)
         return self
+
+    def scale_loss(self, scale: float) -> None:
+        """From now on the derivatives that `backward` is given, and gives, are those of `scale` times the loss; by weights, of the loss."""
+        self.loss_scale = scale
+        for _, inner in self.modules():
+            inner.scale_loss(scale)
 
     def lean(self) -> Module:
         """The same function, for inference, without what adds nothing; its weights may be new tensors, and have other names."""

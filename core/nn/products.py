@@ -116,9 +116,8 @@ def space_to_depth(x: Tensor, scale: Pair) -> Tensor:
     """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order."""
     N, H, W, C = x.shape
     S, T = scale
-    out = x.new_empty(N, H // S, W // T, S * T * C)
-    out.view(N, H // S, W // T, S, T, C).copy_(x.view(N, H // S, S, W // T, T, C).transpose(2, 3))
-    return out
+    rows = x.view(N, H // S, S, W // T, T * C).unbind(2)  # T pixels of one row lie side by side before and after
+    return torch.cat(rows, 3)
 
 
 def depth_to_space(x: Tensor, scale: Pair) -> Tensor:

@@ -32,7 +32,7 @@ from torch.multiprocessing import get_context
 from core import hardware, kernels, metrics, networks
 from core.denoiser import Denoiser
 from core.evaluation import Pictures
-from core.nn import L1, Adam, Tape
+from core.nn import L1, Adam, Tape, scaling
 from tests.benchmarks.twin import denoiser
 
 INFERENCE = {"256": (256, 256), "512": (512, 512), "1024": (1024, 1024), "2048x1536": (1536, 2048)}
@@ -93,7 +93,7 @@ class Ours:
             with torch.no_grad():
                 denoised = networks.correct(net, noisy, LEVEL, tape)
                 loss.forward(denoised, clean).item()
-                net.derive(loss.backward(denoised, clean).to(activations), tape)
+                scaling.derive(net, loss.backward(denoised, clean), tape, self.dtype, activations)
 
         def step() -> None:
             derive()
@@ -311,9 +311,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=PARTS, choices=PARTS, metavar="PART", help="some of: " + ", ".join(PARTS))
     chosen = parser.parse_args()
 
-    fast, learning = (f"clearfold {str(hardware.fast_dtype(CPU, training)).removeprefix('torch.')}" for training in (False, True))
+    fast = f"clearfold {str(hardware.fast_dtype(CPU)).removeprefix('torch.')}"
     both = "clearfold float32", "fp32", "fp32 channels last", "autocast", "clearfold products"
-    names = {"inference": dict.fromkeys((fast, "bf16", *both)), "training": dict.fromkeys((learning, *both))}
+    names = {"inference": dict.fromkeys((fast, "bf16", *both)), "training": dict.fromkeys((fast, *both))}
     machine = limits(chosen.threads)
     contenders = {name: Contender(name, chosen.threads) for name in names["inference"] | names["training"]}
     contenders["clearfold products"] = Contender("clearfold auto", chosen.threads, {"CLEARFOLD_KERNEL": "none"})

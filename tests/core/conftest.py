@@ -1,5 +1,6 @@
 """Fixtures of core's tests: one thread for tiny tensors, and a network that is the denoiser's small sister."""
 
+import ctypes
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -52,6 +53,22 @@ def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def emulated_float16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library of the kernels for float16, and of those of float32 beside them, on an emulated processor that has both."""
     return _built(tmp_path_factory.mktemp("emulated"), ("avx512_fp16", "avx512", "processor", "team"), VECTORS)
+
+
+@pytest.fixture
+def float16_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are kernels for float16, and all of them: this processor's, or emulated ones."""
+    if "avx512_fp16" not in kernels.available():
+        library = borrowing(request.getfixturevalue("emulated_float16"))
+        emulated = {name: kernels.Kernels(library, name) for name in ("avx512_fp16", "avx512")}
+        monkeypatch.setattr(kernels, "available", lambda: emulated)
+
+
+def borrowing(library: Path) -> ctypes.CDLL:
+    """As the door loads it: with torch's workers."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.clearfold_borrow(ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p))
+    return loaded
 
 
 VECTORS = ["-DCLEARFOLD_EMULATED", "-D__builtin_cpu_supports(set)=1"]

@@ -475,7 +475,7 @@ def test_float16_is_not_taken_for_a_network_that_may_overflow_it(
 ) -> None:
     if kernels.take(torch.float16, CPU) is None:
         return
-    monkeypatch.setattr(hardware, "fast_dtype", lambda device, training=False: torch.float32 if training else torch.float16)
+    monkeypatch.setattr(hardware, "fast_dtype", lambda device, float16=True: torch.float16 if float16 else torch.float32)
     values = {p.name: p.value for p in small(torch.Generator().manual_seed(3)).param()}
     first = next(iter(values))
     weights.save(tmp_path / "loud.safetensors", {**values, first: values[first] * scale}, {"architecture": "unet"})

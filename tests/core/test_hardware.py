@@ -51,7 +51,7 @@ F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 
 
 @pytest.mark.parametrize(
-    ("rates", "inference", "training"),
+    ("rates", "first", "without"),
     [
         ({F32: 95}, F32, F32),  # none of 16 bits
         ({BF16: 268, F32: 134}, BF16, BF16),  # Zen 5
@@ -59,17 +59,16 @@ F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
         ({F16: 186, BF16: 45, F32: 89}, F16, F32),  # Emerald Rapids in a virtual machine without AMX
         ({F16: 186, BF16: 1100, F32: 89}, BF16, BF16),  # the same with AMX
         ({F16: 186, BF16: 186, F32: 93}, F16, BF16),
-        ({F16: 186}, F16, BF16),  # CLEARFOLD_KERNEL=avx512_fp16: what trains is torch's products
+        ({F16: 186}, F16, BF16),  # CLEARFOLD_KERNEL=avx512_fp16: what is left is torch's products
     ],
 )
 def test_on_a_processor_the_fastest_is_taken_and_of_equals_the_narrowest(
-    rates: dict[torch.dtype, float], inference: torch.dtype, training: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    rates: dict[torch.dtype, float], first: torch.dtype, without: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "rates", lambda: dict(rates))
     monkeypatch.setattr(hardware, "_products_rate", {BF16: 300, F32: 160}.get)
-    assert hardware.fast_dtype(torch.device("cpu")) == hardware.take_dtype("auto", torch.device("cpu")) == inference
-    assert hardware.fast_dtype(torch.device("cpu"), training=True) == training
-    assert hardware.take_dtype("auto", torch.device("cpu"), training=True) == training
+    assert hardware.fast_dtype(torch.device("cpu")) == hardware.take_dtype("auto", torch.device("cpu")) == first
+    assert hardware.fast_dtype(torch.device("cpu"), float16=False) == without
 
 
 @pytest.mark.parametrize(("rates", "dtype"), [({BF16: 168, F32: 302}, F32), ({BF16: 600, F32: 302}, BF16)])
@@ -103,11 +102,6 @@ def test_a_precision_that_is_named_is_taken_whatever_is_fast(name: str, dtype: t
 def test_another_precision_is_refused(name: str) -> None:
     with refused(DeviceError, f'dtype = "{name}" must be one of "auto", "float32", "bfloat16", "float16"'):
         hardware.take_dtype(name, torch.device("cpu"))
-
-
-def test_float16_is_for_inference() -> None:
-    with refused(DeviceError, 'dtype = "float16" must be one of "auto", "float32", "bfloat16" in training'):
-        hardware.take_dtype("float16", torch.device("cpu"), training=True)
 
 
 @pytest.mark.parametrize(("device", "there"), [("cpu", "this processor runs avx2"), ("cuda", "the device is cuda")])

@@ -139,6 +139,8 @@ EMULATED __m512i with_half_(__m512i x, __m256i half, int which) { h32 y = (h32)x
 #define _mm512_mask_storeu_epi16(p, m, x) store_words_(p, m, x)
 #define _mm512_maskz_loadu_ps load_some_
 #define _mm512_cvtxps_ph narrowed_ph_
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph(x, how) ((__m256i)narrowed_ph_(x))
 #define _mm512_cvtxph_ps widened_ph_
 #define _mm512_castsi256_si512 low_half_
 #define _mm512_castsi512_si256(x) half_(x, 0)
