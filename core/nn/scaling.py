@@ -25,7 +25,8 @@ def derive(network: Module, dy: Tensor, tape: Tape, factors: torch.dtype, activa
     """
     scale = 1.0
     if factors == torch.float16:
-        largest = dy.abs().max().item()
+        lowest, highest = torch.aminmax(dy)
+        largest = max(-lowest.item(), highest.item())
         scale = 2.0 ** math.floor(math.log2(LARGEST / largest)) if 0 < largest < math.inf else 1.0
     network.scale_loss(scale)
     network.derive((dy if scale == 1 else dy * scale).to(activations), tape)
