@@ -216,7 +216,7 @@ class _Run:
         self.network, self.judge, self.device, self.ranks = network.to(device), judge, device, ranks
         ranks.watch(network)
         self.average = {p.name: p.value.clone() for p in network.param()}
-        self.rule = Muon(multiply_in=hardware.fast_dtype(device, float16=False))
+        self.rule = Muon()
         self.step = self.saved = 0
         self.psnr: dict[str, float] = {}
 

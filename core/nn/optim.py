@@ -91,15 +91,13 @@ class Muon:
     directions U Vt are kept, so that rare ones count as much as common ones; the step is as large as Adam's commonly is,
     0.2 by root mean square (Liu et al. 2025, "Muon is Scalable for LLM Training"). Biases, and weights with FEWEST channels or fewer on
     either side, are trained by Adam at the same rate.
-
-    multiply_in: the dtype of the products that make it orthogonal; bfloat16 is enough where it is fast.
     """
 
     FEWEST = 16
     ROUNDS = 5
 
-    def __init__(self, lr: float = 1e-3, momentum: float = 0.95, multiply_in: torch.dtype = torch.float32) -> None:
-        self.lr, self.momentum, self.multiply_in = _positive(lr), momentum, multiply_in
+    def __init__(self, lr: float = 1e-3, momentum: float = 0.95) -> None:
+        self.lr, self.momentum = _positive(lr), momentum
         self.adam = Adam(lr)
         self.means: dict[str, Tensor] = {}
 
@@ -115,7 +113,7 @@ class Muon:
             m = self.means[name]
             d = derivative.to(value.dtype)
             m.lerp_(d, 1 - self.momentum)
-            step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2), self.multiply_in, self.ROUNDS)  # Nesterov's momentum
+            step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2), self.ROUNDS)  # Nesterov's momentum
             value.sub_(step.to(value.dtype).view_as(value), alpha=self.lr * 0.2 * math.sqrt(max(step.shape)))
 
     def state(self) -> dict[str, Tensor]:
@@ -128,16 +126,27 @@ class Muon:
         self.adam.resume({name: moment for name, moment in state.items() if not name.startswith("mean.")}, step)
 
 
-def orthogonal(matrix: Tensor, multiply_in: torch.dtype, rounds: int = Muon.ROUNDS) -> Tensor:
-    """(M, N) = U S Vt -> nearly U Vt, by Newton-Schulz iterations `X = a X + (b X Xt + c (X Xt)^2) X`, in matrix products alone."""
+def orthogonal(matrix: Tensor, rounds: int = Muon.ROUNDS) -> Tensor:
+    """(M, N) = U S Vt -> nearly U Vt, in matrix products alone: `X = p(X Xt) X` in each round of Newton-Schulz, `p(G) = a + b G + c G^2`.
+
+    X is never written down: it is Q times the first one, Q being the product of all `p(G)`, and G = X Xt, on the matrix's shorter side,
+    becomes `p(G) G p(G)` (Zhang, Amsel, Chen & Dao 2026, "Gram Newton-Schulz"). Of a matrix nine times as long as wide, as that of a 3x3
+    kernel is, this takes 40 % of the products. In float32 at least: G has the squares of all singular values, and in that precision those
+    of five decades come out right to 0.0003.
+    """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.shape[0] <= matrix.shape[1]
-    X = matrix if wide else matrix.T
-    X = (X / X.norm().clamp_min(torch.finfo(X.dtype).tiny)).to(multiply_in)
-    for _ in range(rounds):
-        A = X @ X.T
-        X = torch.addmm(X, torch.addmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    return X if wide else X.T
+    X = (matrix if wide else matrix.T).to(torch.promote_types(matrix.dtype, torch.float32))
+    X = X / X.norm().clamp_min(torch.finfo(X.dtype).tiny)
+    G, Q = X @ X.T, None
+    for left in reversed(range(rounds)):
+        p = torch.addmm(G, G, G, beta=b, alpha=c)
+        p.diagonal().add_(a)
+        Q = p if Q is None else p @ Q
+        if left:
+            G = p @ G @ p
+    Y: Tensor = X if Q is None else Q @ X
+    return Y if wide else Y.T
 
 
 def _derived(parameters: Sequence[Parameter]) -> list[tuple[str, Tensor, Tensor]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from core.nn import SGD, Adam, Muon, Parameter, clip
-from core.nn.optim import orthogonal
+from core.nn.optim import NEWTON_SCHULZ, orthogonal
 from tests.core.nn.errors import refused
 
 
@@ -69,22 +69,36 @@ def matrices(generator: torch.Generator) -> list[Parameter]:
 def test_a_matrix_is_made_orthogonal_as_its_singular_vectors_say(shape: tuple[int, int], size: float, generator: torch.Generator) -> None:
     matrix = torch.randn(*shape, generator=generator, dtype=torch.float64) * size
     U, _, Vt = torch.linalg.svd(matrix, full_matrices=False)
-    got = orthogonal(matrix, torch.float64)
+    got = orthogonal(matrix)
     along = torch.einsum("mr,mn,rn->r", U, got, Vt)  # its singular values on the directions of `matrix`
     assert along.min() > 0.65
     assert along.max() < 1.25
     assert (got - U * along @ Vt).abs().max() < 1e-6  # and nothing on others
-    assert (orthogonal(matrix, torch.bfloat16).double() - got).norm() < 0.1 * got.norm()
+
+
+@pytest.mark.parametrize("shape", [(64, 576), (1152, 128), (96, 96)], ids=str)
+def test_a_matrix_of_many_decades_is_made_orthogonal_as_the_paper_says(shape: tuple[int, int], generator: torch.Generator) -> None:
+    U, S, Vt = torch.linalg.svd(torch.randn(*shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    matrix = U * torch.logspace(0, -5, len(S), dtype=torch.float64) @ Vt
+    X = matrix / matrix.norm()
+    for _ in range(Muon.ROUNDS):
+        G = X @ X.T
+        X = NEWTON_SCHULZ[0] * X + NEWTON_SCHULZ[1] * G @ X + NEWTON_SCHULZ[2] * G @ G @ X
+    assert (orthogonal(matrix) - X).norm() < 1e-8 * X.norm()
+    assert (orthogonal(matrix.float()).double() - X).norm() < 1e-3 * X.norm()
+    coarse = orthogonal(matrix.bfloat16())
+    assert coarse.dtype == torch.float32
+    torch.testing.assert_close(coarse, orthogonal(matrix.bfloat16().float()))
 
 
 def test_no_derivative_is_no_step() -> None:
-    assert torch.equal(orthogonal(torch.zeros(3, 5), torch.float32), torch.zeros(3, 5))
+    assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
 def test_muon_steps_along_its_momentum_and_leaves_what_has_few_channels_to_adam(generator: torch.Generator) -> None:
     parameters = matrices(generator)
     copies = [p._replace(value=p.value.clone()) for p in parameters]
-    muon, adam = Muon(0.02, 0.9, torch.float64), Adam(0.02)
+    muon, adam = Muon(0.02, 0.9), Adam(0.02)
     m = 0.0
     for _ in range(3):
         muon(parameters)
@@ -92,7 +106,7 @@ def test_muon_steps_along_its_momentum_and_leaves_what_has_few_channels_to_adam(
         d = copies[1].derivative
         assert d is not None
         m = 0.9 * m + 0.1 * d
-        step = orthogonal((0.1 * d + 0.9 * m).flatten(0, 2), torch.float64)
+        step = orthogonal((0.1 * d + 0.9 * m).flatten(0, 2))
         copies[1].value.sub_(step.view_as(d) * 0.02 * 0.2 * math.sqrt(192))
     for got, expected in zip(parameters[1:], copies[1:], strict=True):
         torch.testing.assert_close(got.value, expected.value)
