@@ -235,11 +235,16 @@ def _power(planes: Tensor) -> Tensor:
     return (3 * grey * grey + 2 * (red * red + blue * blue + red * blue)).mean((1, 2, 3), keepdim=True)
 
 
+LEAST = 1e-20
+"""Of a weight beside one of 1. Among smaller ones are numbers so small (1e-38) that some processors take fifty times as long for them."""
+
+
 def _smoothers(size: int, lightness: Tensor, colours: Tensor, sharpening: Tensor) -> Tensor:
     """(N, 3, size, size), what each pixel of a row or column takes from the others, in the three planes; round the edge."""
 
     def blur(variance: Tensor) -> Tensor:
         weights = torch.exp(-distance.square() / (2 * variance + 1e-6))  # 0 apart and 0 variance: 1
+        weights = torch.where(weights < LEAST, 0.0, weights)
         return weights / weights.sum(3, keepdim=True)
 
     apart = torch.arange(float(size))

@@ -113,6 +113,12 @@ class TestPhotographic:
             measured = (plane.sum(2) * distance**2).sum(1) / plane.sum((1, 2))
             assert measured.tolist() == pytest.approx(variances, rel=0.02)
 
+    def test_no_weight_of_a_blur_is_so_small_that_processors_are_slow_at_it(self) -> None:
+        deviation = torch.linspace(0, 4, 400).view(-1, 1, 1, 1)
+        weights = noise._smoothers(96, deviation, deviation, deviation / 4)
+        assert weights.sum(2).sub(1).abs().max() < 1e-5
+        assert weights[weights != 0].abs().min() > 1e-30
+
     def test_sharpening_keeps_the_mean_and_raises_what_changes_from_pixel_to_pixel(self) -> None:
         board = ((torch.arange(16)[:, None] + torch.arange(16)) % 2 - 0.5).expand(1, 3, 16, 16) + 3
         zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
