@@ -84,6 +84,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of a polynomial that brings every singular value between 0 and 1 near 1 in five rounds (Jordan et al. 2024)."""
 
 
+LEAST = 1e-20
+"""Of means, what is smaller becomes 0, every FADING steps. One whose derivative stays away would fall to 1e-44 and remain there, and some
+processors take fifty times as long to multiply such numbers."""
+FADING = 128
+
+
 class Muon:
     """Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"): momentum, made orthogonal before each step.
 
@@ -113,6 +119,8 @@ class Muon:
             m = self.means[name]
             d = derivative.to(value.dtype)
             m.lerp_(d, 1 - self.momentum)
+            if self.adam.step % FADING == 0:
+                m.masked_fill_(m.abs() < LEAST, 0)
             step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2), self.ROUNDS)  # Nesterov's momentum
             value.sub_(step.to(value.dtype).view_as(value), alpha=self.lr * 0.2 * math.sqrt(max(step.shape)))
 

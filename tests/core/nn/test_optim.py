@@ -91,6 +91,19 @@ def test_a_matrix_of_many_decades_is_made_orthogonal_as_the_paper_says(shape: tu
     torch.testing.assert_close(coarse, orthogonal(matrix.bfloat16().float()))
 
 
+def test_means_whose_derivatives_stay_away_end_at_zero(generator: torch.Generator) -> None:
+    name, value, derivative = matrices(generator)[0]
+    value, derivative = value.float(), derivative.float()
+    muon = Muon(0.1)
+    for step in range(1100):
+        derivative[..., 5:] *= step < 5
+        muon([Parameter(name, value, derivative)])
+        seen = muon.means[name].abs()
+        assert seen[seen != 0].min() > 1e-37  # nothing is subnormal, neither when it is made 0 nor long before
+    assert (muon.means[name][..., 5:] == 0).all()
+    assert (muon.means[name][..., :5] != 0).all()
+
+
 def test_no_derivative_is_no_step() -> None:
     assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
 
