@@ -4,7 +4,8 @@
  *
  * A thread sums up a share of the tiles by itself: what it lays out is read by no other core, and nothing is waited for. (Laid out by all
  * and multiplied by all, two threads were no faster than one.) Where there are many channels, all points' sums are larger than its cache,
- * and a thread takes half of the points, rows 0 to 2 or 3 to 5 of the 6x6, of twice the share. v is [point][tile/PAIR][C][PAIR], d a product's right side: [point][columns][tile/PAIR][column][PAIR].
+ * and a thread takes half of the points, rows 0 to 2 or 3 to 5 of the 6x6, of twice the share. v is [point][tile/PAIR][C][PAIR], d a
+ * product's right side: [point][columns][tile/PAIR][column][PAIR].
  */
 
 enum { LINE = 64 / sizeof(factor), HALF = POINTS / 2 };

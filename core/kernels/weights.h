@@ -1,5 +1,5 @@
-/* Weights as the products read them, and the derivatives by weights that they sum up to. Included once for every instruction set but that of float16, whose are packed by AVX-512's: it
- * computes them in float32 and rounds them once.
+/* Weights as the products read them, and the derivatives by weights that they sum up to. Included once for every instruction set but that of
+ * float16, whose are packed by AVX-512's: it computes them in float32 and rounds them once.
  */
 
 static const float G[WINDOW][3] = {
