@@ -84,6 +84,12 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
     }
 }
 
+/* The same, the count known to the compiler: its sums stay in registers. */
+INLINE void NAME(direct_counted)(const clearfold_convolution *job, long n, long i, long j, long f, long count, const int columns) {
+  if (GRAIN == ROWS || count == ROWS) NAME(direct_run)(job, n, i, j, f, ROWS, columns);
+  else NAME(direct_run)(job, n, i, j, f, GRAIN, columns);
+}
+
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
   long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
@@ -94,11 +100,11 @@ static void NAME(direct_in_place_body)(void *p) {
         count = GRAIN == ROWS || (job->Wo - at > GRAIN && job->Wo >= ROWS) ? ROWS : GRAIN;
         long n = line / job->Ho, i = line % job->Ho, j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
         switch ((F - f < wide ? F - f : wide) / VW) {
-          case 1: NAME(direct_run)(job, n, i, j, f, count, 1); break;
-          case 2: NAME(direct_run)(job, n, i, j, f, count, 2); break;
+          case 1: NAME(direct_counted)(job, n, i, j, f, count, 1); break;
+          case 2: NAME(direct_counted)(job, n, i, j, f, count, 2); break;
 #if !defined(TWO_COLUMNS)
-          case 3: NAME(direct_run)(job, n, i, j, f, count, 3); break;
-          case 4: NAME(direct_run)(job, n, i, j, f, count, 4); break;
+          case 3: NAME(direct_counted)(job, n, i, j, f, count, 3); break;
+          case 4: NAME(direct_counted)(job, n, i, j, f, count, 4); break;
 #endif
         }
       }
