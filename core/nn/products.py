@@ -116,7 +116,7 @@ def space_to_depth(x: Tensor, scale: Pair) -> Tensor:
     """(N, H*S, W*S, C) -> (N, H, W, S*S*C), a block's pixels in reading order."""
     N, H, W, C = x.shape
     S, T = scale
-    rows = x.view(N, H // S, S, W // T, T * C).unbind(2)  # T pixels of one row lie side by side before and after
+    rows = x.reshape(N, H // S, S, W // T, T * C).unbind(2)  # T pixels of one row lie side by side before and after
     return torch.cat(rows, 3)
 
 
