@@ -121,7 +121,7 @@ class Muon:
             m.lerp_(d, 1 - self.momentum)
             if self.adam.step % FADING == 0:
                 m.masked_fill_(m.abs() < LEAST, 0)
-            step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2), self.ROUNDS)  # Nesterov's momentum
+            step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2))  # Nesterov's momentum
             value.sub_(step.to(value.dtype).view_as(value), alpha=self.lr * 0.2 * math.sqrt(max(step.shape)))
 
     def state(self) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class Muon:
         self.adam.resume({name: moment for name, moment in state.items() if not name.startswith("mean.")}, step)
 
 
-def orthogonal(matrix: Tensor, rounds: int = Muon.ROUNDS) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """(M, N) = U S Vt -> nearly U Vt, in matrix products alone: `X = p(X Xt) X` in each round of Newton-Schulz, `p(G) = a + b G + c G^2`.
 
     X is never written down: it is Q times the first one, Q being the product of all `p(G)`, and G = X Xt, on the matrix's shorter side,
@@ -143,17 +143,22 @@ def orthogonal(matrix: Tensor, rounds: int = Muon.ROUNDS) -> Tensor:
     of five decades come out right to 0.0003.
     """
     a, b, c = NEWTON_SCHULZ
+
+    def p(G: Tensor) -> Tensor:
+        y = torch.addmm(G, G, G, beta=b, alpha=c)
+        y.diagonal().add_(a)
+        return y
+
     wide = matrix.shape[0] <= matrix.shape[1]
     X = (matrix if wide else matrix.T).to(torch.promote_types(matrix.dtype, torch.float32))
     X = X / X.norm().clamp_min(torch.finfo(X.dtype).tiny)
-    G, Q = X @ X.T, None
-    for left in reversed(range(rounds)):
-        p = torch.addmm(G, G, G, beta=b, alpha=c)
-        p.diagonal().add_(a)
-        Q = p if Q is None else p @ Q
-        if left:
-            G = p @ G @ p
-    Y: Tensor = X if Q is None else Q @ X
+    G = X @ X.T
+    Q = last = p(G)
+    for _ in range(Muon.ROUNDS - 1):
+        G = last @ G @ last
+        last = p(G)
+        Q = last @ Q
+    Y: Tensor = Q @ X
     return Y if wide else Y.T
 
 
