@@ -183,7 +183,7 @@ class InTable:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stem) if folder.is_dir() else []
 
 
 def stamp(path: Path) -> Stamp:

@@ -256,6 +256,9 @@ def train(
     photographic: Annotated[float, typer.Option(min=0, max=1, help="Share of patches with a camera's noise, not Gaussian.")] = 0,
     grey: Annotated[float, typer.Option(min=0, max=1, help="Share of patches that lose their colours.")] = 0.1,
     lr: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 1e-3,
+    architecture: Annotated[
+        str, typer.Option(help="unet, or gated, which is finer and a quarter as fast on a processor; initial weights keep theirs.")
+    ] = "unet",
     initial: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
     cleaner: Annotated[Path | None, typer.Option(help="Weights that first rid the clean pictures of their own grain.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Folder of clean pictures to measure on; else some are held out.")] = None,
@@ -284,6 +287,7 @@ def train(
         photographic=photographic,
         grey=grey,
         lr=lr,
+        architecture=architecture,
         initial=initial,
         cleaner=cleaner,
         validation=validation,
@@ -490,7 +494,7 @@ def _settings(**given: Any) -> "Settings":
 
 
 def _shelf() -> list[Path]:
-    return sorted(_settings().models_dir.glob("*.safetensors"))
+    return sorted(_settings().models_dir.glob("*.safetensors"), key=lambda path: path.stem)
 
 
 def _weights(model: str | None) -> Path:
@@ -506,12 +510,13 @@ def _weights(model: str | None) -> Path:
 
 
 def _suitable(model: str | None) -> list[Path]:
-    """The model that is named; or, with `auto` or no name and no default, both that there are to choose from for each picture."""
+    """The model that is named; or, with `auto` or no name and no default, the two to choose from for each picture."""
     from core import AUTO, choice
 
     there = {path.stem for path in _shelf()}
-    if (model == AUTO or (model is None and _settings().default_model is None)) and there >= {choice.WHITE, choice.CAMERA}:
-        return [_weights(name) for name in (choice.WHITE, choice.CAMERA)]
+    white = choice.white_of(there)
+    if (model == AUTO or (model is None and _settings().default_model is None)) and white and choice.CAMERA in there:
+        return [_weights(name) for name in (white, choice.CAMERA)]
     return [_weights(None if model == AUTO else model)]
 
 

@@ -13,8 +13,9 @@ from core.denoiser import Denoiser
 
 AUTO = "auto"
 """Stands for this choice where a model's name does; no model's name."""
-WHITE, CAMERA = "gaussian", "photo"
-"""The two to choose between: one that knows white noise best, of a level that is estimated; a blind one for all else."""
+FINE, WHITE, CAMERA = "gaussian-fine", "gaussian", "photo"
+"""What there is to choose between: one that knows white noise best, of a level that is estimated, or, where that is missing, one that knows
+it nearly as well; and a blind one for all else."""
 
 
 class Choice(NamedTuple):
@@ -25,21 +26,27 @@ class Choice(NamedTuple):
 
 
 def choose(pixels: Tensor, models: Collection[str], default: str) -> Choice:
-    """The model of `models` for a picture (H, W, C); `default`, unless both that there is to choose between are there.
+    """The model of `models` for a picture (H, W, C); `default`, unless there is one of either kind to choose between.
 
     White noise has one level at whatever size it is looked at. A camera's has been smoothed, sharpened and compressed, and a picture
     without noise has none: both have next to nothing at full size. See `core.noise.measure`.
     """
-    if not {WHITE, CAMERA} <= set(models):
-        missing = " and ".join(name for name in (WHITE, CAMERA) if name not in models)
+    white = white_of(models)
+    if white is None or CAMERA not in models:
+        missing = " and ".join([WHITE] * (white is None) + [CAMERA] * (CAMERA not in models))
         return Choice(default, f"no {missing} to choose from")
     seen = noise.measure(pixels)
     level, further = (f"{255 * sigma:.1f}" for sigma in (seen.sigma, 2 * seen.at_half_size))
     if seen.white:
-        return Choice(WHITE, f"white noise: {level} of 255 at full size, {further} by half size")
+        return Choice(white, f"white noise: {level} of 255 at full size, {further} by half size")
     if seen.sigma < noise.NEXT_TO_NOTHING:
         return Choice(CAMERA, f"no white noise: {level} of 255")
     return Choice(CAMERA, f"noise is not white: {level} of 255 at full size, {further} by half size")
+
+
+def white_of(models: Collection[str]) -> str | None:
+    """Which of them is taken for white noise."""
+    return next((name for name in (FINE, WHITE) if name in models), None)
 
 
 class Auto:

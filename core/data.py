@@ -5,6 +5,7 @@ A batch is told by (seed, step) alone, so a run that is resumed at step 1000 goe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -79,10 +80,11 @@ def _shrunk(picture: Tensor, by: int) -> Tensor:
 class Photographs:
     """Pictures to cut patches from, each drawn in proportion to its area; each also at half its size, a quarter and so on.
 
-    The smaller ones are sharper and freer of JPEG's traces and of grain than what a camera wrote.
+    The smaller ones are sharper and freer of JPEG's traces and of grain than what a camera wrote. They are kept on `device`, and so are the
+    patches cut from them.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], patch: int) -> None:
+    def __init__(self, pictures: Sequence[Tensor], patch: int, device: torch.device | str = "cpu") -> None:
         self.pictures = []
         for picture in pictures:
             while min(picture.shape[:2]) >= patch:
@@ -90,8 +92,9 @@ class Photographs:
                 picture = _shrunk(picture, 2)
         if not self.pictures:
             raise DataError(f"none of {len(pictures)} pictures has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
-        self.patch = patch
+        self.patch, self.device = patch, torch.device(device)
         self.areas = torch.tensor([float(p.shape[0] * p.shape[1]) for p in self.pictures])
+        self._all: _Joined | None = None if self.device.type == "cpu" else _Joined(self.pictures, patch, self.device)
 
     def batch(self, size: int, generator: torch.Generator) -> Tensor:
         """(size, patch, patch, 3) float in [0, 1], each patch in one of its eight orientations."""
@@ -99,6 +102,12 @@ class Photographs:
         places = torch.rand(size, 2, generator=generator).tolist()
         turns = torch.randint(8, (size,), generator=generator).tolist()
         P = self.patch
+        if self._all is not None:
+            corners = [
+                (int(v * (self.pictures[index].shape[0] - P + 1)), int(u * (self.pictures[index].shape[1] - P + 1)))
+                for index, (v, u) in zip(chosen, places, strict=True)
+            ]
+            return self._all.cut(chosen, corners, turns).float().div_(255)
         out = torch.empty(size, P, P, 3, dtype=torch.uint8)
         for i, (index, (v, u), turn) in enumerate(zip(chosen, places, turns, strict=True)):
             picture = self.pictures[index]
@@ -106,6 +115,25 @@ class Photographs:
             cut = picture[y : y + P, x : x + P].rot90(turn % 4)
             out[i] = cut.flip(1) if turn >= 4 else cut
         return out.float().div_(255)
+
+
+class _Joined:
+    """Pictures one behind the other on an accelerator, to which a batch's patches are one piece of work, not hundreds."""
+
+    def __init__(self, pictures: list[Tensor], patch: int, device: torch.device) -> None:
+        self.pixels = torch.cat([picture.reshape(-1, 3) for picture in pictures]).to(device)
+        self.widths = [picture.shape[1] for picture in pictures]
+        self.begins = [0, *itertools.accumulate(picture.shape[0] * picture.shape[1] for picture in pictures)]
+        places = torch.arange(patch**2).view(patch, patch)
+        turned = torch.stack([(p if turn < 4 else p.flip(1)) for turn in range(8) for p in [places.rot90(turn % 4)]])
+        self._down, self._across = (turned // patch).to(device), (turned % patch).to(device)
+
+    def cut(self, chosen: Sequence[int], corners: Sequence[tuple[int, int]], turns: Sequence[int]) -> Tensor:
+        """(size, patch, patch, 3) uint8: of each chosen picture the patch whose upper left corner is told, in that orientation."""
+        first = [self.begins[index] + y * self.widths[index] + x for index, (y, x) in zip(chosen, corners, strict=True)]
+        told = torch.tensor([first, [self.widths[index] for index in chosen], turns]).to(self.pixels.device)
+        begin, width, turn = told[0].view(-1, 1, 1), told[1].view(-1, 1, 1), told[2]
+        return self.pixels[begin + self._down[turn] * width + self._across[turn]]
 
 
 GREY = 0.1
@@ -117,7 +145,8 @@ DEVELOPED = 0.25
 def vary(pictures: Tensor, generator: torch.Generator, in_grey: float = GREY) -> Tensor:
     """(N, H, W, 3) in [0, 1] -> the same, some as another photographer would have developed them and a share of them in grey."""
     N = len(pictures)
-    kind, gamma, contrast, saturation = (t.view(N, 1, 1, 1) for t in torch.rand(4, N, generator=generator))
+    drawn = torch.rand(4, N, generator=generator).to(pictures.device)
+    kind, gamma, contrast, saturation = (t.view(N, 1, 1, 1) for t in drawn)
     grey = pictures.mean(3, keepdim=True)
     other = (grey + (0.4 + 1.4 * saturation) * (pictures - grey)).clamp_(0, 1) ** torch.exp(0.8 * gamma - 0.4)
     middle = other.mean((1, 2, 3), keepdim=True)

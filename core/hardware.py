@@ -47,9 +47,8 @@ def take_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in named:
         names = ", ".join(f'"{name}"' for name in ("auto", *named))
         raise DeviceError(f'dtype = "{dtype}" must be one of {names}')
-    if dtype == "float16" and kernels.take(torch.float16, device) is None:
-        there = kernels.why() if device.type == "cpu" else f"the device is {device}"
-        raise DeviceError(f'dtype = "float16" needs a processor that runs avx512_fp16 ({there}): use "auto"')
+    if dtype == "float16" and device.type != "cuda" and kernels.take(torch.float16, device) is None:
+        raise DeviceError(f'dtype = "float16" needs a GPU or a processor that runs avx512_fp16 ({kernels.why()}): use "auto"')
     return named[dtype]
 
 

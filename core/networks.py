@@ -5,10 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from core.nn import Conv2d, Convolution, DepthToSpace, Module, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Tape, Upsampling
+from core.nn import (
+    Conv2d,
+    Convolution,
+    DepthToSpace,
+    DepthwiseGate,
+    Gate,
+    Module,
+    ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
+    Sigmoid,
+    SpaceToDepth,
+    Tape,
+    Upsampling,
+)
 
 MULTIPLE = 8
-"""Height and width of what the U-Net takes are multiples of this."""
+"""Height and width of what the denoisers take are multiples of this."""
 
 
 def unet(generator: torch.Generator | None = None) -> Sequential:
@@ -56,6 +71,47 @@ def _block(channels: int, g: torch.Generator | None, careful: bool = False) -> R
     )
 
 
+def gated(generator: torch.Generator | None = None) -> Sequential:
+    """The finer denoiser, of the same sides and sizes as `unet`, with a depth of 58 in place of 10: its blocks are those of NAFNet (Chen et
+    al. 2022), whose products are 1x1 convolutions, nine of which cost what one of 3x3 does. 5.9 M weights, 195 k multiply-adds a pixel.
+
+    Without NAFNet's look at the whole picture, so that a picture can pass by strips, and with root-mean-square normalisation.
+    """
+    g = generator
+    return Sequential(
+        SpaceToDepth(2),
+        Conv2d(16, 64, 3, padding=1, exact=True, generator=g),
+        Residual(  # 1/2
+            *_gated_blocks(4, 64, g),
+            Conv2d(64, 128, 2, stride=2, bias=False, generator=g),
+            Residual(  # 1/4
+                *_gated_blocks(5, 128, g),
+                Conv2d(128, 256, 2, stride=2, bias=False, generator=g),
+                Residual(*_gated_blocks(11, 256, g)),  # 1/8
+                Conv2d(256, 512, 1, bias=False, generator=g),
+                DepthToSpace(2),
+                *_gated_blocks(5, 128, g),
+            ),
+            Conv2d(128, 256, 1, bias=False, generator=g),
+            DepthToSpace(2),
+            *_gated_blocks(4, 64, g),
+        ),
+        Conv2d(64, 12, 3, padding=1, gain=0.1, exact=True, generator=g),
+        DepthToSpace(2),
+    )
+
+
+def _gated_blocks(count: int, channels: int, g: torch.Generator | None) -> list[Residual]:
+    """Each of two halves: one that looks at a pixel's neighbours, and one that does not."""
+    blocks = []
+    for _ in range(count):
+        for gate in (DepthwiseGate(channels, g), Gate(channels)):
+            first = Conv2d(channels, 2 * channels, 1, bias=False, generator=g)
+            last = Conv2d(channels, channels, 1, bias=False, gain=0.1, generator=g)
+            blocks.append(Residual(RMSNorm(), first, gate, last))
+    return blocks
+
+
 def noise2noise(generator: torch.Generator | None = None) -> Sequential:
     """The small denoiser of the Noise2Noise experiment (see `core.reproduce`): (N, 32, 32, 3) -> (N, 32, 32, 3), both in [0, 1]."""
     g = generator
@@ -71,7 +127,7 @@ def noise2noise(generator: torch.Generator | None = None) -> Sequential:
     )
 
 
-ARCHITECTURES = {"unet": unet}
+ARCHITECTURES = {"unet": unet, "gated": gated}
 """The denoisers, by the name that a weights file carries."""
 
 
@@ -112,4 +168,4 @@ def multiply_adds(network: Module, step: int = 1) -> float:
             total += multiply_adds(layer, step)
             step = layer.reach(step)[1]
         return total
-    return network.weight.numel() / network.reach(step)[1] ** 2 if isinstance(network, Convolution) else 0.0
+    return network.weight.numel() / network.reach(step)[1] ** 2 if isinstance(network, Convolution | DepthwiseGate) else 0.0

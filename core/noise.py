@@ -74,7 +74,15 @@ noise of that much more in each does. A network that has seen nothing grey denoi
 
 def add_gaussian(clean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:
     """White Gaussian noise of standard deviation `sigma` on every channel, not clipped. `sigma` may broadcast to the picture."""
-    return clean + sigma * torch.randn(clean.shape, generator=generator)
+    return clean + sigma * _normal(clean.shape, clean.device, generator)
+
+
+def _normal(shape: torch.Size, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Normal deviates; on another device than the generator's, its own generator's, which this one seeds."""
+    if device != generator.device:
+        seed = int(torch.randint(2**31, (), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device)
 
 
 def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -166,7 +174,7 @@ def add_either(clean: Tensor, sigma: Tensor, photographic: float, generator: tor
     some pictures are UNTOUCHED.
     """
     grey = (clean == clean[..., :1]).flatten(1).all(1).view(-1, 1, 1, 1)
-    added = torch.randn(clean.shape, generator=generator)
+    added = _normal(clean.shape, clean.device, generator)
     noisy = clean + sigma * torch.where(grey, added[..., :1], added)
     telling = torch.where(grey, GREY_LEVEL, 1.0)
     if photographic == 0:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from core import data, hardware, methods, metrics, noise, weights
 from core.data import GREY
-from core.networks import MULTIPLE, correct, has_room, multiply_adds, unet
+from core.networks import ARCHITECTURES, MULTIPLE, correct, has_room, multiply_adds
 from core.nn import LogMSE, Module, Muon, Tape, clip, norms, scaling
 from core.ranks import ALONE, Alone, Failed, Lost
+from core.replay import Replay
 
 GRAIN = 6 / 255
 """What photographs are taken to hold at most of grain and of JPEG's traces, where a recipe's `cleaner` is to clean them of it."""
@@ -42,7 +43,8 @@ class TrainingError(RuntimeError):
 class Recipe:
     """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
     in place of Gaussian noise (see `core.noise`), `grey` the share that loses its colours, `cleaner` the weights that first rid the
-    photographs of their own grain, all of method "clean" alone; sizes are in pixels, times in seconds.
+    photographs of their own grain, all of method "clean" alone; `architecture` is that of new weights, and `initial` ones keep theirs;
+    sizes are in pixels, times in seconds.
     """
 
     data: tuple[Path, ...]
@@ -59,6 +61,7 @@ class Recipe:
     average: float = 0.999
     clip: float = 0.3
     seed: int = 0
+    architecture: str = "unet"
     initial: Path | None = None
     cleaner: Path | None = None
     validation: Path | None = None
@@ -74,6 +77,8 @@ class Recipe:
             raise TrainingError(f'validation (={self.validation}) is for method "clean": {self.method} holds out some of its own pictures')
         if self.method != "clean" and self.cleaner is not None:
             raise TrainingError(f'cleaner (={self.cleaner}) is for method "clean": {self.method} learns from noisy pictures as they are')
+        if self.architecture not in ARCHITECTURES:
+            raise TrainingError(f"architecture (={self.architecture}) must be one of {', '.join(ARCHITECTURES)}")
         for name in ("steps", "batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} (={getattr(self, name)}) must be at least 1")
@@ -144,7 +149,7 @@ def train(
     try:
         ranks.agree(lambda: recipe.divide(ranks.size))
         cleaner = None if recipe.cleaner is None else _for_inference(weights.load(recipe.cleaner)[0], factors, device)
-        source = ranks.agree(lambda: _source(recipe, cleaner))
+        source = ranks.agree(lambda: _source(recipe, cleaner, device))
         _same(ranks, recipe)
         resume = ranks.told(str(resume))[0] == "True"
         parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
@@ -212,30 +217,34 @@ def _same(ranks: Alone, recipe: Recipe) -> None:
 class _Run:
     """All that changes while training: step, weights, their moving average, the optimiser's means."""
 
-    def __init__(self, network: Module, judge: _Judge, device: torch.device, ranks: Alone) -> None:
-        self.network, self.judge, self.device, self.ranks = network.to(device), judge, device, ranks
+    def __init__(self, network: Module, architecture: str, judge: _Judge, device: torch.device, ranks: Alone) -> None:
+        self.network, self.architecture = network.to(device), architecture
+        self.judge, self.device, self.ranks = judge, device, ranks
         ranks.watch(network)
         self.average = {p.name: p.value.clone() for p in network.param()}
         self.rule = Muon()
         self.step = self.saved = 0
+        self._recorded: Replay[tuple[Tensor, Tensor | None]] | None = None
         self.psnr: dict[str, float] = {}
 
     @classmethod
     def started(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
         if recipe.initial is not None:
-            return cls(weights.load(recipe.initial)[0], judge, device, ranks)
-        return cls(unet(torch.Generator().manual_seed(recipe.seed)), judge, device, ranks)
+            network, card = weights.load(recipe.initial)
+            return cls(network, card["architecture"], judge, device, ranks)
+        network = ARCHITECTURES[recipe.architecture](torch.Generator().manual_seed(recipe.seed))
+        return cls(network, recipe.architecture, judge, device, ranks)
 
     @classmethod
     def resumed(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
-        kept, step = ranks.agree(lambda: _kept(recipe) if ranks.rank == 0 else ({}, 0))
+        kept, step, architecture = ranks.agree(lambda: _kept(recipe) if ranks.rank == 0 else ({}, 0, ""))
         tensors = ranks.gathered({name: value.to(device) for name, value in kept.items()})  # rank 0 alone has any
-        step = int(ranks.told(str(step))[0])
+        step, architecture = int(ranks.told(str(step))[0]), ranks.told(architecture)[0]
 
         def part(kind: str) -> dict[str, Tensor]:
             return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
 
-        run = cls(unet(), judge, device, ranks)
+        run = cls(ARCHITECTURES[architecture](), architecture, judge, device, ranks)
         run.network.load(part("now."))
         run.average = part("average.")
         run.step = run.saved = step
@@ -244,15 +253,28 @@ class _Run:
 
     def derive(self, loss: methods.Loss, noisy: Tensor, target: Tensor, sigma: Tensor, factors: torch.dtype) -> tuple[float, Tensor]:
         """All ranks' mean of the loss, and how long each derivative by the weights is; those of this rank's weights are there, then."""
-        activations = hardware.activations(factors, self.device)
-        self.network.multiply_in(factors, activations)
-        tape: Tape = []
-        denoised = correct(self.network, noisy, sigma, tape)
-        value = loss.forward(denoised, target).item()
-        scaling.derive(self.network, loss.backward(denoised, target), tape, factors, activations)
-        value = torch.tensor(self.ranks.mean(value), dtype=torch.float32).item()  # so the same bits whatever shares it is the mean of
-        lengths = self.ranks.norms()
-        return value, norms(self.network.param()) if lengths is None else lengths
+
+        def compute(noisy: Tensor, target: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+            activations = hardware.activations(factors, self.device)
+            self.network.multiply_in(factors, activations)
+            tape: Tape = []
+            denoised = correct(self.network, noisy, sigma, tape)
+            value = loss.forward(denoised, target)
+            scaling.derive(self.network, loss.backward(denoised, target), tape, factors, activations)
+            return value, norms(self.network.param()) if self.ranks.size == 1 else None
+
+        if self.device.type == "cuda" and self.ranks.size == 1 and factors != torch.float32:
+            if self._recorded is None or not self._recorded.fits(noisy, target, sigma):
+                self._recorded = None  # its memory is the next one's
+                self._recorded = Replay(compute, noisy, target, sigma)
+            value, lengths = self._recorded(noisy, target, sigma)
+        else:
+            self._recorded = None  # which knows nothing of the derivatives that are put in the place of its own
+            value, lengths = compute(noisy, target, sigma)
+        mean = torch.tensor(self.ranks.mean(value.item()), dtype=torch.float32).item()  # the same bits whatever shares it is the mean of
+        if lengths is None:
+            lengths = self.ranks.norms()
+        return mean, norms(self.network.param()) if lengths is None else lengths
 
     def update(self, recipe: Recipe, lengths: Tensor) -> None:
         """One step of the optimiser, by derivatives of such lengths, and the moving average's; the average is shorter at the start, where
@@ -263,9 +285,8 @@ class _Run:
         self.network.train(self.ranks.sharing(self.rule))
         self.step += 1
         keep = min(recipe.average, self.step / (self.step + 9))
-        for name, value, _ in self.network.param():
-            if self.ranks.owns(name):
-                self.average[name].lerp_(value, 1 - keep)
+        own = [p for p in self.network.param() if self.ranks.owns(p.name)]
+        torch._foreach_lerp_([self.average[p.name] for p in own], [p.value for p in own], 1 - keep)
 
     def evaluate(self, factors: torch.dtype) -> tuple[float | None, Tensor | None]:
         """The averaged weights' figure in dB, and the sample; None of both on other ranks than 0."""
@@ -274,7 +295,7 @@ class _Run:
         def measure() -> tuple[float | None, Tensor | None]:
             if self.ranks.rank:
                 return None, None
-            network = unet()
+            network = ARCHITECTURES[self.architecture]()
             network.load(average)
             denoise = _for_inference(network, factors, self.device)
             psnr = self.judge.source.measure(denoise)
@@ -300,7 +321,8 @@ class _Run:
                 raise self.lost(recipe, "a weight is NaN or infinite")
             # The weights first: a run that is resumed at its last step only hands them on.
             weights.save(recipe.out, {name: value.half() for name, value in average.items()}, self.card(recipe))
-            weights.write(recipe.checkpoint, tensors, {"recipe": json.dumps(_plain(recipe)), "step": str(self.step)})
+            told = {"recipe": json.dumps(_plain(recipe)), "step": str(self.step), "architecture": self.architecture}
+            weights.write(recipe.checkpoint, tensors, told)
             self.saved = self.step
 
         self.ranks.agree(write)
@@ -315,7 +337,7 @@ class _Run:
         source = self.judge.source
         return {
             "title": recipe.out.stem,
-            "architecture": "unet",
+            "architecture": self.architecture,
             "summary": source.summary,
             **({"blind": True} if source.blind else {}),
             "grey_level": round(noise.GREY_LEVEL, 4),
@@ -341,8 +363,8 @@ class _Run:
         }
 
 
-def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int]:
-    """The checkpoint's tensors and its step. Raises TrainingError if it is another recipe's."""
+def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int, str]:
+    """The checkpoint's tensors, its step and architecture. Raises TrainingError if it is another recipe's."""
     if not recipe.checkpoint.exists():
         raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
     tensors, metadata = weights.read(recipe.checkpoint)
@@ -352,7 +374,7 @@ def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int]:
             raise TrainingError(
                 f"{name} (={asked[name]}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew"
             )
-    return tensors, int(metadata["step"])
+    return tensors, int(metadata["step"]), metadata.get("architecture", "unet")
 
 
 class _Judge:
@@ -419,11 +441,11 @@ class _Clean:
     margin = 0.0
     note = "The pictures were taken as free of noise; the model is for the noise that was put on them."
 
-    def __init__(self, recipe: Recipe, cleaner: methods.Denoise | None) -> None:
+    def __init__(self, recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device) -> None:
         # Every patch counts alike, however much noise it got; L1 would heed the noisiest most, and darken them (by 0.2 steps at sigma 50).
         self.loss: methods.Loss = LogMSE()
         self.recipe = recipe
-        self.pictures, self.validation = _pictures(recipe, cleaner)
+        self.pictures, self.validation = _pictures(recipe, cleaner, device)
         if recipe.grey == 1:
             self.validation = [picture.mean(2, keepdim=True).expand_as(picture) for picture in self.validation]
         low, high = recipe.sigma
@@ -469,18 +491,23 @@ class _Clean:
         return noisy, scene, noise.level_of(noisy - scene)
 
 
-def _source(recipe: Recipe, cleaner: methods.Denoise | None) -> methods.Source:
+def _source(recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device) -> methods.Source:
     blind = recipe.initial is not None and bool(weights.load(recipe.initial)[1].get("blind"))  # the level that its parent is used to
     if recipe.method == "pairs":
         return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, blind)
     if recipe.method == "noisy":
         ramp = recipe.initial is None  # at first it knows no picture whose neighbours could be compared
         return methods.Neighbours(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, ramp, blind)
-    return _Clean(recipe, cleaner)
+    return _Clean(recipe, cleaner, device)
 
 
-def _pictures(recipe: Recipe, cleaner: methods.Denoise | None = None) -> tuple[data.Photographs, list[Tensor]]:
-    """The training pictures, and at most 12 to validate on: of the validation folder, or else one in eight held out, 8 at most."""
+def _pictures(
+    recipe: Recipe, cleaner: methods.Denoise | None = None, device: torch.device | None = None
+) -> tuple[data.Photographs, list[Tensor]]:
+    """The training pictures, and at most 12 to validate on: of the validation folder, or else one in eight held out, 8 at most.
+
+    The former lie on the device, for white noise is put on them there; a camera's noise is made on the processor.
+    """
     paths = data.find(recipe.data)
     if recipe.validation is not None:
         apart = data.find([recipe.validation])
@@ -499,7 +526,7 @@ def _pictures(recipe: Recipe, cleaner: methods.Denoise | None = None) -> tuple[d
         training = list(readers.map(lambda path: data.read(path, halved_from), paths))
     if cleaner is not None:
         training = [_cleaned(picture, cleaner) for picture in training]
-    return data.Photographs(training, recipe.patch), validation
+    return data.Photographs(training, recipe.patch, "cpu" if recipe.photographic or device is None else device), validation
 
 
 def _cleaned(picture: Tensor, cleaner: methods.Denoise) -> Tensor:
@@ -525,7 +552,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slic
         generator = data.generator_of(recipe.seed, step)
         clean = data.vary(pictures.batch(recipe.batch, generator), generator, recipe.grey)
         low, high = recipe.sigma
-        sigma = low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)
+        sigma = (low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)).to(clean.device)
         clean = noise.soften(noise.enlarge(clean, generator), generator) if recipe.photographic else clean
         noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
         yield noisy[share], clean[share], sigma[share]

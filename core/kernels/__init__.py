@@ -110,27 +110,34 @@ class Plan:
         scale: int,
         crop: Border,
         relu: bool,
+        normal: float = 0.0,
     ) -> None:
         self._call, self._job, self._packed = call, job, packed
         self._bias = None if bias is None else bias.float()
         job.A, job.B, job.C, job.F = shape
         job.W, job.Wo = width, (width + sum(sides) - shape[1]) // stride[1] + 1
         job.along_i, job.along_j, job.left, job.scale, job.crop_top, job.crop_left = *stride, sides[0], scale, crop[0], crop[2]
-        job.columns, job.relu = job.Wo * scale - crop[2] - crop[3], relu
+        job.columns, job.relu, job.epsilon = job.Wo * scale - crop[2] - crop[3], relu, normal
         job.u, job.bias = packed.data_ptr(), None if self._bias is None else self._bias.data_ptr()
 
-    def __call__(self, x: Ring, ends: Pair, y: Ring, addends: Sequence[Ring] = (), mask: Ring | None = None) -> None:
-        """Writes `y`, of as many rows as `x` gives in a border of `ends`, above and below. Shapes are the caller's to check."""
+    def __call__(
+        self, x: Ring, ends: Pair, y: Ring, addends: Sequence[Ring] = (), mask: Ring | None = None, kept: Ring | None = None
+    ) -> None:
+        """Writes `y`, of as many rows as `x` gives in a border of `ends`, above and below, and `kept`, what a gate multiplied. Shapes are
+        the caller's to check.
+        """
         dtype = y.data.dtype
-        kept = [ring if ring.data.dtype == dtype else ring._replace(data=ring.data.to(dtype)) for ring in addends]
+        alike = [ring if ring.data.dtype == dtype else ring._replace(data=ring.data.to(dtype)) for ring in addends]
         job = self._sized(x.data.shape[0], x.height, ends, y.height)
         _point(job.x, x)
         _point(job.y, y)
-        for field, ring in zip((job.addend, job.another), kept, strict=False):
+        for field, ring in zip((job.addend, job.another), alike, strict=False):
             _point(field, ring)
         if mask is not None:
-            kept.append(mask if mask.data.dtype == dtype else mask._replace(data=mask.data.to(dtype)))
-            _point(job.mask, kept[-1])
+            alike.append(mask if mask.data.dtype == dtype else mask._replace(data=mask.data.to(dtype)))
+            _point(job.mask, alike[-1])
+        if kept is not None:
+            _point(job.another, kept)
         job.threads = torch.get_num_threads()
         self._call(ctypes.byref(job))
 
@@ -162,7 +169,7 @@ class Kernels:
         """What activations may have in place of float32."""
         # Where vectors are of float16, all else is computed in float32: a processor that has those has AVX-512, too.
         others = "avx512" if self.factors == torch.float16 else name
-        self._call = {what: getattr(library, f"{what}_{name if what in _FACTORS else others}") for what in _JOBS}
+        self._call = {what: getattr(library, f"{what}_{others if what in _NARROW else name}") for what in _JOBS}
         self._rate = getattr(library, f"rate_{name}")
         self._rate.restype = ctypes.c_double
 
@@ -202,6 +209,7 @@ class Kernels:
         relu: bool = False,
         mask: Tensor | None = None,
         yields: torch.dtype | None = None,
+        normal: float = 0.0,
         out: Ring | None = None,
     ) -> Tensor:
         """The convolution of `x` in its border, then depth-to-space by `scale` and a crop, then `+` up to two addends, ReLU, and zero where
@@ -218,7 +226,9 @@ class Kernels:
         for t in given:
             if t.shape != y.shape:
                 raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
-        plan = self.plan(packed, shape, W, stride, border[2:], winograd=winograd, bias=bias, scale=scale, crop=crop, relu=relu)
+        plan = self.plan(
+            packed, shape, W, stride, border[2:], winograd=winograd, bias=bias, scale=scale, crop=crop, relu=relu, normal=normal
+        )
         plan(_ring(x), border[:2], y, given[: len(addends)], None if mask is None else given[-1])
         return y.data
 
@@ -235,10 +245,14 @@ class Kernels:
         scale: int = 1,
         crop: Border = (0, 0, 0, 0),
         relu: bool = False,
+        normal: float = 0.0,
     ) -> Plan:
-        """`convolve` for pictures, or rows of one, of that width, with a border of `sides`, left and right."""
+        """`convolve` for pictures, or rows of one, of that width, with a border of `sides`, left and right.
+
+        normal: above 0, each pixel is first divided by the root of its channels' mean square and this; for a 1x1 kernel alone.
+        """
         what = "winograd" if winograd else "direct"
-        return Plan(self._call[what], _JOBS[what](), packed, shape, width, stride, sides, bias, scale, crop, relu)
+        return Plan(self._call[what], _JOBS[what](), packed, shape, width, stride, sides, bias, scale, crop, relu, normal)
 
     def weight_gradient(self, x: Tensor, dy: Tensor, border: Border, unit: float = 1.0) -> Tensor:
         """That of a 3x3 convolution of stride 1, times `unit`: (3, 3, C, F) in float32."""
@@ -271,6 +285,59 @@ class Kernels:
         (A, B), (_, H, W, C) = kernel, x.shape
         grids = (dy.shape[1] // scale * A, dy.shape[2] // scale * B) == (H, W) and not (dy.shape[1] % scale or dy.shape[2] % scale)
         return grids and B * C % self.lanes == 0 and scale * dy.shape[3] % self.lanes == 0
+
+    def normalised(self, x: Tensor, epsilon: float, keep: bool) -> tuple[Tensor, Tensor]:
+        """(N, H, W, C) -> `x / sqrt(mean over C of x**2 + epsilon)`, and, if to `keep`, the factors, (N, H, W, 1)."""
+        N, H, W, C = x.shape
+        x, y = x.contiguous(), torch.empty(N, H, W, C, dtype=x.dtype)
+        scale = torch.empty((N, H, W, 1) if keep else 0)
+        self._run("normal", _rows(_ring(x)), _rows(_ring(y)), scale.data_ptr() if keep else None, epsilon, N, H, W, C)
+        return y, scale
+
+    def normalised_backward(self, dy: Tensor, y: Tensor, scale: Tensor, addend: Tensor | None) -> Tensor:
+        """The derivative by `x` of what `normalised` gave, `+ addend`."""
+        N, H, W, C = y.shape
+        dx, dy = torch.empty_like(y), dy.to(y.dtype).contiguous()
+        added = None if addend is None else addend.to(y.dtype).contiguous()
+        given = [_rows(_ring(t)) if t is not None else _Rows() for t in (dy, y, added, dx)]
+        self._run("normal_gradient", *given, scale.data_ptr(), N, H, W, C)
+        return dx
+
+    def gate_plan(self, weight: Tensor | None, bias: Tensor, width: int) -> Plan:
+        """For pictures of that width with 2C channels, filtered by (3, 3, 2C) in a border of 1 where there is a weight: the product of
+        their halves, each with its bias added.
+        """
+        F = len(bias) // 2
+        filter, side = (torch.empty(0), 0) if weight is None else (weight.detach().float().contiguous(), 1)
+        what, kernel = ("gate", 1) if weight is None else ("depthwise_gate", 3)
+        return Plan(
+            self._call[what], _JOBS[what](), filter, (kernel, kernel, 2 * F, F), width, (1, 1), (side, side), bias, 1, (0, 0, 0, 0), False
+        )
+
+    def gate(self, x: Tensor, weight: Tensor | None, bias: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
+        """`gate_plan` of whole pictures; and what was filtered, if that is to be kept."""
+        N, H, W, C = x.shape
+        y, filtered = torch.empty(N, H, W, C // 2, dtype=x.dtype), torch.empty(x.shape if keep else (0,), dtype=x.dtype)
+        plan, side = self.gate_plan(weight, bias, W), int(weight is not None)
+        plan(_ring(x), (side, side), _ring(y), kept=_ring(filtered) if keep else None)
+        return y, filtered
+
+    def gate_backward(
+        self, dy: Tensor, gated: Tensor, bias: Tensor | None, x: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The derivatives of `gate` by `x`, by the weights and by the biases, the latter two in float32.
+
+        gated: what it multiplied, without the `bias`, if one is given. x, weight: what was filtered, and by what.
+        """
+        N, H, W, C = gated.shape
+        shares = max(2, torch.get_num_threads())  # one thread sums as two would
+        dx, dy = torch.empty_like(gated), dy.to(gated.dtype).contiguous()
+        dw, dbias = torch.empty(shares, 3, 3, 0 if weight is None else C), torch.empty(shares, C)
+        given = _rows(_ring(dy)), _rows(_ring(gated)), _Rows() if x is None else _rows(_ring(x)), _rows(_ring(dx))
+        told = [None if t is None else t.float().contiguous() for t in (bias, weight)]
+        what = "gate_gradient" if weight is None else "depthwise_gradient"
+        self._run(what, *given, *(None if t is None else t.data_ptr() for t in told), dw.data_ptr(), dbias.data_ptr(), N, H, W, C, shares)
+        return dx, dw.sum(0), dbias.sum(0)
 
     def adam(
         self,
@@ -413,6 +480,7 @@ _CONVOLUTION = _job(
     "x y addend another mask",
     "u bias",
     "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
+    "epsilon",
 )
 
 
@@ -438,6 +506,7 @@ class Program:
 
 
 _GRADIENT = _job("x dy", "du dw", "N H W C F Ho Wo top left parts shares lanes threads stretch next", "unit")
+_GATE_GRADIENT = _job("dy gated x dx", "bias w dw dbias", "N H W C shares threads next")
 _JOBS = {
     "winograd_weights": _WEIGHTS,
     "direct_weights": _WEIGHTS,
@@ -446,13 +515,19 @@ _JOBS = {
     "winograd_gradient": _GRADIENT,
     "gradient_weights": _GRADIENT,
     "windows_gradient": _job("x dy", "dw", "N down across A B C S F shares threads next"),
+    "gate": _CONVOLUTION,
+    "depthwise_gate": _CONVOLUTION,
+    "gate_gradient": _GATE_GRADIENT,
+    "depthwise_gradient": _GATE_GRADIENT,
+    "normal": _job("x y", "scale", "N H W C threads next", "epsilon"),
+    "normal_gradient": _job("dy y addend dx", "scale", "N H W C threads next"),
     "lay": _job("y", "samples", "kind channels along rows columns threads next", "level one"),
     "correct": _job("x", "noisy clean squares", "kind channels along clean_along grey rows columns left width threads next", "share one"),
     "adam": _job("", "value m v d", "n threads next", "first second grown rate epsilon"),
 }
 """As in jobs.h."""
-_FACTORS = {"winograd", "direct", "winograd_gradient", "windows_gradient"}
-"""Of these, what computes with factors of the set's own."""
+_NARROW = {"lay", "correct", "adam", "winograd_weights", "direct_weights", "gradient_weights"}
+"""Of these, what knows no float16, and is computed for it by another set."""
 
 
 def _up(n: int, to: int) -> int:

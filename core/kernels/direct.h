@@ -14,8 +14,9 @@ static void NAME(direct_body)(void *p) {
   clearfold_convolution *job = p;
   long H = job->H, W = job->W, C = job->C, F = job->F, A = job->A, B = job->B, K = A * B * C, T = job->block;
   long Kp = NAME(round_up)(K, PAIR), Fp = NAME(round_up)(F, VW), wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW, pixels = job->N * job->Ho * job->Wo;
-  factor *v = clearfold_scratch(T * (Kp * sizeof(factor) + wide * sizeof(partial)) + 64);
+  factor *v = clearfold_scratch(T * (Kp * sizeof(factor) + wide * sizeof(partial) + sizeof(float)) + 64 + NAME(round_up)(C, VW) * sizeof(float));
   partial *m = (partial *)(((uintptr_t)(v + T * Kp) + 63) & ~(uintptr_t)63);
+  float *scales = (float *)(m + T * wide), *pixel = scales + T;
   const factor *u = job->u;
   begin_products();
   for (long first; (first = clearfold_next(&job->next, (pixels + T - 1) / T)) >= 0;) {
@@ -37,6 +38,7 @@ static void NAME(direct_body)(void *p) {
         if (job->x.half) NAME(as_factors)(row + from * C, job->x.data, at, (to - from) * C, 1);
         else NAME(as_factors)(row + from * C, job->x.data, at, (to - from) * C, 0);
         memset(row + to * C, 0, (B - to) * C * sizeof(factor));
+        if (job->epsilon > 0) scales[t] = NAME(normal_scale)(job->x.data, at, C, job->epsilon, pixel, job->x.half);
       }
       memset(v + t * Kp + K, 0, (Kp - K) * sizeof(factor));
     }
@@ -47,7 +49,8 @@ static void NAME(direct_body)(void *p) {
         long n = (first + t) / (job->Ho * job->Wo), i = (first + t) / job->Wo % job->Ho, j = (first + t) % job->Wo;
         for (long c = 0; c < columns; c++) {
           long at = f + c * VW;
-          NAME(finish)(job, load_partial(m + (t * columns + c) * VW), n, i, j, at, F - at < VW ? F - at : VW);
+          vec sum = load_partial(m + (t * columns + c) * VW);
+          NAME(finish)(job, job->epsilon > 0 ? mul(sum, all(scales[t])) : sum, n, i, j, at, F - at < VW ? F - at : VW);
         }
       }
     }
@@ -61,8 +64,8 @@ static int NAME(lies_ready)(const clearfold_convolution *job) {
          (job->Wo - 1) * job->along_j + job->B <= job->W && job->B * job->C % PAIR == 0 && job->Wo >= GRAIN && NAME(is_whole)(job);
 }
 
-/* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f. */
-INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const int count, const int columns) {
+/* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f; `scales`: what they are multiplied with, or NULL. */
+INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, const int count, const int columns) {
   enum { STEP = GRAIN < 8 ? GRAIN : 8 }; /* finished at a time */
   long C = job->C, taps = job->B * C, K = job->A * taps;
   partial m[ROWS * COLUMNS * VW];
@@ -79,35 +82,45 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
       vec y[STEP];
 #pragma GCC unroll 8
       for (int b = 0; b < STEP; b++) y[b] = load_partial(m + ((first + b) * columns + c) * VW);
+      if (scales)
+#pragma GCC unroll 8
+        for (int b = 0; b < STEP; b++) y[b] = mul(y[b], all(scales[j + first + b]));
       if (job->y.half) NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 1);
       else NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 0);
     }
 }
 
 /* The same, the count known to the compiler: its sums stay in registers. */
-INLINE void NAME(direct_counted)(const clearfold_convolution *job, long n, long i, long j, long f, long count, const int columns) {
-  if (GRAIN == ROWS || count == ROWS) NAME(direct_run)(job, n, i, j, f, ROWS, columns);
-  else NAME(direct_run)(job, n, i, j, f, GRAIN, columns);
+INLINE void NAME(direct_counted)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, long count, const int columns) {
+  if (GRAIN == ROWS || count == ROWS) NAME(direct_run)(job, n, i, j, f, scales, ROWS, columns);
+  else NAME(direct_run)(job, n, i, j, f, scales, GRAIN, columns);
 }
 
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
   long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
+  float *pixel = job->epsilon > 0 ? clearfold_scratch((job->Wo + NAME(round_up)(job->C, VW)) * sizeof(float)) : NULL;
+  float *scales = pixel ? pixel + NAME(round_up)(job->C, VW) : NULL;
   begin_products();
-  for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;)
+  for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;) {
+    for (long j = 0; scales && j < job->Wo; j++) {
+      long at = clearfold_row(&job->x, line / job->Ho, line % job->Ho, job->W * job->C) + j * job->C;
+      scales[j] = job->x.half ? NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, pixel, 1) : NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, pixel, 0);
+    }
     for (long f = 0; f < F; f += wide)
       for (long at = 0, count; at < job->Wo; at += count) {
         count = GRAIN == ROWS || (job->Wo - at > GRAIN && job->Wo >= ROWS) ? ROWS : GRAIN;
         long n = line / job->Ho, i = line % job->Ho, j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
         switch ((F - f < wide ? F - f : wide) / VW) {
-          case 1: NAME(direct_counted)(job, n, i, j, f, count, 1); break;
-          case 2: NAME(direct_counted)(job, n, i, j, f, count, 2); break;
+          case 1: NAME(direct_counted)(job, n, i, j, f, scales, count, 1); break;
+          case 2: NAME(direct_counted)(job, n, i, j, f, scales, count, 2); break;
 #if !defined(TWO_COLUMNS)
-          case 3: NAME(direct_counted)(job, n, i, j, f, count, 3); break;
-          case 4: NAME(direct_counted)(job, n, i, j, f, count, 4); break;
+          case 3: NAME(direct_counted)(job, n, i, j, f, scales, count, 3); break;
+          case 4: NAME(direct_counted)(job, n, i, j, f, scales, count, 4); break;
 #endif
         }
       }
+  }
   end_products();
 }
 

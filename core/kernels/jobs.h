@@ -21,6 +21,7 @@ typedef struct {
   clearfold_rows addend, another, mask;     /* as y, of its dtype; data is NULL where there is none */
   const void *u;
   const float *bias;                        /* (F) or NULL */
+  float epsilon;                            /* above 0: each pixel of x is divided by the root of its channels' mean square and this; of 1x1 kernels */
   long N, H, W, C, F, Ho, Wo;               /* Ho, Wo: the convolution's own output */
   long A, B, along_i, along_j, top, left;   /* kernel, stride, border */
   long scale, crop_top, crop_left, rows, columns; /* depth-to-space, and what is kept of it */
@@ -44,6 +45,26 @@ typedef struct {
   float *dw;            /* (shares, A * B * C, F) */
   long N, down, across, A, B, C, S, F, shares, threads, next;
 } clearfold_windows_gradient;
+
+typedef struct {
+  clearfold_rows x, y; /* (N, H, W, C) */
+  float *scale;        /* (N, H, W), or NULL */
+  float epsilon;
+  long N, H, W, C, threads, next;
+} clearfold_normal;
+
+typedef struct {
+  clearfold_rows dy, y, addend, dx; /* (N, H, W, C), whole pictures of one dtype; addend's data may be NULL */
+  const float *scale;
+  long N, H, W, C, threads, next;
+} clearfold_normal_gradient;
+
+typedef struct {
+  clearfold_rows dy, gated, x, dx; /* (N, H, W, C / 2), and (N, H, W, C) what the gate multiplied, what a filter in front of it read, and that by x; whole pictures of one dtype */
+  const float *bias, *w;           /* what is still to be added to `gated`, (C) or NULL; (3, 3, C) */
+  float *dw, *dbias;               /* (shares, 3, 3, C), (shares, C) */
+  long N, H, W, C, shares, threads, next;
+} clearfold_gate_gradient;
 
 typedef struct {
   float *value, *m, *v;

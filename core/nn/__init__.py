@@ -2,6 +2,7 @@
 
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Convolution, Upsampling
+from core.nn.gated import DepthwiseGate, Gate, RMSNorm
 from core.nn.loss import L1, MSE, Censored, Charbonnier, LogMSE
 from core.nn.module import Module, Parameter, Rule, Tape
 from core.nn.optim import SGD, Adam, Muon, clip, norms
@@ -20,11 +21,14 @@ __all__ = [
     "Conv2d",
     "Convolution",
     "DepthToSpace",
+    "DepthwiseGate",
+    "Gate",
     "LogMSE",
     "Module",
     "Muon",
     "NearestUpsampling",
     "Parameter",
+    "RMSNorm",
     "ReLU",
     "Residual",
     "Rule",

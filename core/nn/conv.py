@@ -91,8 +91,19 @@ class Conv2d(Convolution):
     it does so in float32, and only what it hands on is rounded; for a `careful` one kernels do so at inference, where it costs little.
     """
 
-    def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False, scale: int = 1) -> Tensor:
-        """`Module.forward_then` of the convolution and a depth-to-space by `scale` behind it; `backward_then` and `derive` likewise."""
+    def forward_then(
+        self,
+        x: Tensor,
+        tape: Tape | None,
+        addends: Sequence[Tensor] = (),
+        relu: bool = False,
+        scale: int = 1,
+        normal: float = 0.0,
+    ) -> Tensor:
+        """`Module.forward_then` of the convolution and a depth-to-space by `scale` behind it; `backward_then` and `derive` likewise.
+
+        normal: above 0, pixels are first normalised (see `convolution.convolve`), at inference alone.
+        """
         self._check(x)
         if tape is not None:
             tape.append(x)
@@ -109,6 +120,7 @@ class Conv2d(Convolution):
             scale=(scale, scale),
             addends=addends,
             relu=relu,
+            normal=normal,
             packs=self.packs if tape is None else None,  # a step of training changes the weights: kept, they would only take memory
         )
 

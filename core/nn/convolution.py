@@ -53,6 +53,7 @@ def convolve(
     addends: Sequence[Tensor | Ring] = (),
     relu: bool = False,
     mask: Tensor | None = None,
+    normal: float = 0.0,
     packs: Packs | None = None,
     out: Ring | None = None,
 ) -> Tensor:
@@ -60,6 +61,7 @@ def convolve(
 
     factors, yields: the dtype in which numbers are multiplied, and that of the result, each None for that of `x`. careful: kernels multiply
     in float32 in place of bfloat16, which takes twice as long; products, which would take four times as long, as they are told.
+    normal: above 0, each pixel is first divided by the root of its channels' mean square and this; a 1x1 kernel, and only `by_kernels`.
     packs: where the layer keeps its weights prepared, or None to prepare them for this call alone. out: where the result is written, else
     it is returned.
     """
@@ -80,6 +82,7 @@ def convolve(
             relu=relu,
             mask=mask,
             yields=yields,
+            normal=normal,
             out=out,
         )
     if packs is not None and mask is None and not any(crop) and factors in (torch.float32, torch.bfloat16):
@@ -131,13 +134,17 @@ def by_rows(
     scale: int,
     relu: bool,
     packs: Packs,
+    normal: float = 0.0,
 ) -> ByRows:
-    """`convolve` for pictures of that width, dtype and device that come by rows, in a border of `sides`; the weights are those of now."""
+    """`convolve` for pictures of that width, dtype and device that come by rows, in a border of `sides`; the weights are those of now.
+
+    normal: as of `convolve`.
+    """
     factors = factors or dtype
     kernel = _kernel(dtype, device, _finer(factors) if careful else factors)
     if kernel is not None:
         packed, fast = _packed(kernel, weight, stride, packs), _winograd(weight, stride)
-        return kernel.plan(packed, _shape(weight), width, stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu)
+        return kernel.plan(packed, _shape(weight), width, stride, sides, winograd=fast, bias=bias, scale=scale, relu=relu, normal=normal)
 
     def rows(x: Ring, ends: Pair, out: Ring, addends: Sequence[Ring]) -> None:
         convolve(
@@ -174,10 +181,14 @@ def _by_strips(
     out: Ring | None,
 ) -> Tensor:
     """`convolve` by products, for inference: a strip of the output is finished before the next, and while it is in the cache."""
-    (N, H, W, _), (A, B, _, F), (top, bottom, left, right) = x.shape, weight.shape, border
+    (N, H, W, C), (A, B, _, F), (top, bottom, left, right) = x.shape, weight.shape, border
     Ho, Wo = (H + top + bottom - A) // stride[0] + 1, (W + left + right - B) // stride[1] + 1
     size = N, Ho * scale[0], Wo * scale[1], F // (scale[0] * scale[1])
     to = out or Ring(torch.empty(size, dtype=yields, device=weight.device), 0, size[1])
+    if (A, B) == stride == scale == (1, 1) and not any(border):  # a product as it is: torch divides it among threads better than strips do
+        rounded = packs.get(f"rounded, {factors}", weight, lambda: weight.to(factors))
+        _multiply(x.rows().reshape(-1, C).to(factors), rounded.view(C, F), bias, addends, relu, to)
+        return to.data
     rows, way = _way(weight, bias, stride, (Ho, N * Wo), factors, packs)
 
     def strip(start: int) -> None:
@@ -193,6 +204,24 @@ def _by_strips(
 
     team.each(strip, range(0, Ho, rows), weight.device)
     return to.data
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, addends: Sequence[Ring], relu: bool, out: Ring) -> None:
+    """`x` (N * H * W, C) times `weight` (C, F), plus all there is to add, into `out`: summed up where it lies, if it can be."""
+    room = out.whole()
+    in_place = room is not None and room.dtype == x.dtype and room.is_contiguous()
+    y = room.view(-1, weight.shape[1]) if room is not None and in_place else x.new_empty(len(x), weight.shape[1])
+    added = [t.rows().reshape(y.shape) for t in addends]
+    if added and added[0].dtype == y.dtype:
+        torch.addmm(added.pop(0), x, weight, out=y)
+    else:
+        torch.mm(x, weight, out=y)
+    for addend in added if bias is None else [*added, bias]:
+        y += addend
+    if relu:
+        y.relu_()
+    if not in_place:
+        out.put(y.view(out.shape).to(out.dtype))
 
 
 def _way(
@@ -252,7 +281,7 @@ def weight_gradient(
     *,
     factors: torch.dtype | None = None,
     scale: int = 1,
-    unit: float = 1.0,
+    unit: float | Tensor = 1.0,
 ) -> Tensor:
     """`products.weight_gradient`, multiplied in `factors` (None: in the dtype of `x`), times `unit`; in float32, the pictures are summed by
     halves.
@@ -267,9 +296,9 @@ def weight_gradient(
 
     def part(n: slice) -> Tensor:
         if own is not None and in_place:
-            return own.windows_gradient(x[n], dy[n], kernel, scale, unit)
+            return own.windows_gradient(x[n], dy[n], kernel, scale, float(unit))
         if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
-            return own.weight_gradient(x[n], dy[n], border, unit)
+            return own.weight_gradient(x[n], dy[n], border, float(unit))
         # Where kernels have no fast bfloat16, its products would be slower still; in float16 they would sum in it.
         exactly = own is not None and own.factors != torch.bfloat16
         return products.weight_gradient(x[n], dy[n], kernel, stride, border, torch.float32 if exactly else factors) * unit
@@ -277,7 +306,7 @@ def weight_gradient(
     return by_halves(part, 0, len(x), leaf()) if factors == torch.float32 else part(slice(None))
 
 
-def bias_gradient(dy: Tensor, dtype: torch.dtype, unit: float = 1.0) -> Tensor:
+def bias_gradient(dy: Tensor, dtype: torch.dtype, unit: float | Tensor = 1.0) -> Tensor:
     """`dbias[f] = unit * sum over n, i, j of dy[n, i, j, f]`: a row's in float32 at least, theirs in float64, so in nearly no order at
     all.
     """
@@ -323,6 +352,11 @@ VECTOR = 16
 """Channels that most kernels compute at a time."""
 FEWEST = 12
 """Channels in and out from which F(4x4, 3x3) is the faster way."""
+
+
+def by_kernels(dtype: torch.dtype, device: torch.device, factors: torch.dtype | None) -> bool:
+    """Whether kernels in C compute convolutions of such activations."""
+    return _kernel(dtype, device, factors or dtype) is not None
 
 
 def _kernel(dtype: torch.dtype, device: torch.device, factors: torch.dtype) -> kernels.Kernels | None:

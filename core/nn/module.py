@@ -40,7 +40,7 @@ class Module:
     weights: tuple[str, ...] = ()
     """Names of the attributes that are learned; the derivative of `weight` is kept as `dweight`."""
     _told: Callable[[Module], None] | None = None
-    loss_scale: float = 1.0
+    loss_scale: float | Tensor = 1.0
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """`y = f(x)`. With a tape it leaves there what `backward` needs; without one it keeps nothing."""
@@ -124,8 +124,11 @@ class Module:
             inner.multiply_in(factors, activations)
         return self
 
-    def scale_loss(self, scale: float) -> None:
-        """From now on the derivatives that `backward` is given, and gives, are those of `scale` times the loss; by weights, of the loss."""
+    def scale_loss(self, scale: float | Tensor) -> None:
+        """From now on the derivatives that `backward` is given, and gives, are those of `scale` times the loss; by weights, of the loss.
+
+        On an accelerator a tensor of one number, which then nobody need wait for.
+        """
         self.loss_scale = scale
         for _, inner in self.modules():
             inner.scale_loss(scale)

@@ -20,13 +20,14 @@ def clip(parameters: Sequence[Parameter], longest: float, lengths: Tensor | None
     """
     norm = (norms(parameters) if lengths is None else lengths).norm()
     shorten = (longest / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
-    for _, _, derivative in _derived(parameters):
-        derivative.mul_(shorten)
+    derivatives = [derivative for _, _, derivative in _derived(parameters)]
+    if derivatives:
+        torch._foreach_mul_(derivatives, shorten)
 
 
 def norms(parameters: Sequence[Parameter]) -> Tensor:
     """Each derivative's Euclidean norm, one behind the other."""
-    return torch.stack([derivative.norm() for _, _, derivative in _derived(parameters)])
+    return torch.stack(torch._foreach_norm([derivative for _, _, derivative in _derived(parameters)]))
 
 
 class SGD:
@@ -55,6 +56,7 @@ class Adam:
         derived = _derived(parameters)  # refused before anything is counted
         self.step += 1
         b1, b2 = self.betas
+        others: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for name, value, derivative in derived:
             if name not in self.moments:
                 self.moments[name] = torch.zeros_like(value), torch.zeros_like(value)
@@ -63,11 +65,17 @@ class Adam:
             own = kernels.take(value.dtype, value.device) if value.dtype == torch.float32 and value.is_contiguous() else None
             if own is not None:
                 own.adam(value, (m, v), d.contiguous(), self.betas, self.step, self.lr, self.epsilon)
-                continue
-            m.lerp_(d, 1 - b1)  # m = b1 * m + (1 - b1) * d
-            v.mul_(b2).addcmul_(d, d, value=1 - b2)  # v = b2 * v + (1 - b2) * d * d
-            root = (v / (1 - b2**self.step)).sqrt_().add_(self.epsilon)
-            value.addcdiv_(m, root, value=-self.lr / (1 - b1**self.step))
+            else:
+                others.append((value, m, v, d))
+        if others:  # all at once, a few large pieces of work on an accelerator
+            values, ms, vs, ds = map(list, zip(*others, strict=True))
+            torch._foreach_lerp_(ms, ds, 1 - b1)  # m = b1 * m + (1 - b1) * d
+            torch._foreach_mul_(vs, b2)
+            torch._foreach_addcmul_(vs, ds, ds, 1 - b2)  # v = b2 * v + (1 - b2) * d * d
+            roots = torch._foreach_div(vs, 1 - b2**self.step)
+            torch._foreach_sqrt_(roots)
+            torch._foreach_add_(roots, self.epsilon)
+            torch._foreach_addcdiv_(values, ms, roots, -self.lr / (1 - b1**self.step))
 
     def state(self) -> dict[str, Tensor]:
         """The moments by name, for a checkpoint; `step` is kept by the caller."""
@@ -113,16 +121,20 @@ class Muon:
         names = {p.name for p in matrices}
         self.adam.lr = self.lr
         self.adam([p for p in parameters if p.name not in names])
-        for name, value, derivative in _derived(matrices):
-            if name not in self.means:
-                self.means[name] = torch.zeros_like(value)
-            m = self.means[name]
-            d = derivative.to(value.dtype)
-            m.lerp_(d, 1 - self.momentum)
+        for alike in _alike(_derived(matrices)):
+            values = [value for _, value, _ in alike]
+            for name, value, _ in alike:
+                if name not in self.means:
+                    self.means[name] = torch.zeros_like(value)
+            means, ds = [self.means[name] for name, _, _ in alike], [d.to(value.dtype) for _, value, d in alike]
+            torch._foreach_lerp_(means, ds, 1 - self.momentum)
             if self.adam.step % FADING == 0:
-                m.masked_fill_(m.abs() < LEAST, 0)
-            step = orthogonal(torch.lerp(d, m, self.momentum).flatten(0, 2))  # Nesterov's momentum
-            value.sub_(step.to(value.dtype).view_as(value), alpha=self.lr * 0.2 * math.sqrt(max(step.shape)))
+                for m in means:
+                    m.masked_fill_(m.abs() < LEAST, 0)
+            ahead = torch.stack(torch._foreach_lerp(ds, means, self.momentum))  # Nesterov's momentum
+            steps = orthogonal(ahead.flatten(1, 3))
+            length = self.lr * 0.2 * math.sqrt(max(steps.shape[1:]))
+            torch._foreach_sub_(values, [*steps.to(ahead.dtype).view_as(ahead)], alpha=length)
 
     def state(self) -> dict[str, Tensor]:
         """The means and moments by name, for a checkpoint; `step` is kept by the caller."""
@@ -135,7 +147,8 @@ class Muon:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """(M, N) = U S Vt -> nearly U Vt, in matrix products alone: `X = p(X Xt) X` in each round of Newton-Schulz, `p(G) = a + b G + c G^2`.
+    """(..., M, N) = U S Vt -> nearly U Vt, in matrix products alone: `X = p(X Xt) X` in each round of Newton-Schulz, p being
+    `p(G) = a + b G + c G^2`.
 
     X is never written down: it is Q times the first one, Q being the product of all `p(G)`, and G = X Xt, on the matrix's shorter side,
     becomes `p(G) G p(G)` (Zhang, Amsel, Chen & Dao 2026, "Gram Newton-Schulz"). Of a matrix nine times as long as wide, as that of a 3x3
@@ -145,21 +158,30 @@ def orthogonal(matrix: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
 
     def p(G: Tensor) -> Tensor:
-        y = torch.addmm(G, G, G, beta=b, alpha=c)
-        y.diagonal().add_(a)
+        y = (torch.addmm if G.dim() == 2 else torch.baddbmm)(G, G, G, beta=b, alpha=c)
+        y.diagonal(dim1=-2, dim2=-1).add_(a)
         return y
 
-    wide = matrix.shape[0] <= matrix.shape[1]
-    X = (matrix if wide else matrix.T).to(torch.promote_types(matrix.dtype, torch.float32))
-    X = X / X.norm().clamp_min(torch.finfo(X.dtype).tiny)
-    G = X @ X.T
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    X = (matrix if wide else matrix.mT).to(torch.promote_types(matrix.dtype, torch.float32))
+    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    G = X @ X.mT
     Q = last = p(G)
     for _ in range(Muon.ROUNDS - 1):
         G = last @ G @ last
         last = p(G)
         Q = last @ Q
     Y: Tensor = Q @ X
-    return Y if wide else Y.T
+    return Y if wide else Y.mT
+
+
+def _alike(derived: Sequence[tuple[str, Tensor, Tensor]]) -> list[list[tuple[str, Tensor, Tensor]]]:
+    """What to compute at once: one by one on a processor, whose caches more would only fill; elsewhere all of one shape."""
+    groups: dict[object, list[tuple[str, Tensor, Tensor]]] = {}
+    for each in derived:
+        name, value, _ = each
+        groups.setdefault(name if value.device.type == "cpu" else value.shape, []).append(each)
+    return list(groups.values())
 
 
 def _derived(parameters: Sequence[Parameter]) -> list[tuple[str, Tensor, Tensor]]:

@@ -24,6 +24,8 @@ STRIP_BYTES = {"cpu": 4 << 20}
 """Size of one strip's matrix by kind of device: on a processor, what stays in its last cache."""
 STRIP_BYTES_ELSEWHERE = 256 << 20
 """Enough to fill an accelerator."""
+INNER = 4096
+"""Pixels, at least, that one of its products sums over."""
 
 
 def pad(x: Tensor, border: Border) -> Tensor:  # (N, H, W, C) -> (N, H + top + bottom, W + left + right, C), contiguous
@@ -80,8 +82,19 @@ def weight_gradient(x: Tensor, dy: Tensor, kernel: Pair, stride: Pair, border: B
     C, F = x.shape[3], dy.shape[3]
     dweight = x.new_zeros(kernel[0] * kernel[1] * C, F, dtype=torch.promote_types(x.dtype, torch.float32))
     for n, h in _strips(windows):
-        dweight += _laid_out(windows[n, h], factors).T @ dy[n, h].view(-1, F)
+        dweight += _inner(_laid_out(windows[n, h], factors), dy[n, h].view(-1, F))
     return dweight.view(*kernel, C, F)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """(P, M), (P, F) -> aT b, (M, F): on an accelerator as many products at once as keep it busy, whose sums are float32."""
+    if a.device.type == "cpu":
+        return a.T @ b
+    P = len(a)
+    parts = max(1, min(P & -P, 1 << (max(1, P // INNER).bit_length() - 1)))  # powers of 2
+    left, right = a.view(parts, P // parts, -1).transpose(1, 2), b.view(parts, P // parts, -1)
+    wide = a.dtype in (torch.float32, torch.float64)
+    return (torch.bmm(left, right) if wide else torch.bmm(left, right, out_dtype=torch.float32)).sum(0)
 
 
 def transposed(weight: Tensor, stride: Pair) -> Tensor:

@@ -23,10 +23,13 @@ def derive(network: Module, dy: Tensor, tape: Tape, factors: torch.dtype, activa
 
     In float16, where they overflow all the same, those come out infinite or NaN.
     """
-    scale = 1.0
-    if factors == torch.float16:
+    scale: float | Tensor = 1.0
+    if factors == torch.float16 and dy.device.type == "cpu":
         lowest, highest = torch.aminmax(dy)
         largest = max(-lowest.item(), highest.item())
         scale = 2.0 ** math.floor(math.log2(LARGEST / largest)) if 0 < largest < math.inf else 1.0
+    elif factors == torch.float16:  # without waiting for a number
+        ratio = LARGEST / torch.linalg.vector_norm(dy, math.inf, dtype=torch.float32)
+        scale = torch.where((ratio > 0) & (ratio < math.inf), ratio.log2().floor().exp2(), 1.0)
     network.scale_loss(scale)
-    network.derive((dy if scale == 1 else dy * scale).to(activations), tape)
+    network.derive((dy * scale if isinstance(scale, Tensor) or scale != 1 else dy).to(activations), tape)

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core.nn import convolution
 from core.nn.activation import ReLU, masked
 from core.nn.conv import Conv2d, Convolution
 from core.nn.convolution import ADDENDS, VECTOR
+from core.nn.gated import EPSILON, RMSNorm
 from core.nn.module import Module, Tape, finished
 from core.nn.resample import DepthToSpace
 
@@ -23,9 +25,9 @@ class _Link(NamedTuple):
     relu: bool = False
     """A ReLU stands behind them, and is computed with the layer, a convolution."""
 
-    def forward(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False, normal: float = 0.0) -> Tensor:
         if isinstance(self.layer, Conv2d):
-            return self.layer.forward_then(x, tape, addends, relu, self.scale)
+            return self.layer.forward_then(x, tape, addends, relu, self.scale, normal)
         return self.layer.forward_then(x, tape, addends, relu)
 
     def backward(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = (), rectified: bool = False) -> Tensor:
@@ -42,11 +44,19 @@ class _Link(NamedTuple):
             self.layer.derive(dy, tape)
 
 
+def normalises(layer: Module, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel computes that layer of each pixel divided by its root mean square, at inference: a 1x1 convolution."""
+    if not isinstance(layer, Conv2d) or layer.kernel != (1, 1) or layer.stride != (1, 1) or layer.padding != (0, 0):
+        return False
+    return convolution.by_kernels(dtype, device, layer.factors)
+
+
 class Sequential(Module):
     """`y = fn(... f2(f1(x)))`.
 
     A depth-to-space and a ReLU behind a convolution happen at the convolution's one store; the ReLU's derivative, when the convolution
-    behind it stores its own. The tape and all derivatives are those of the layers one by one.
+    behind it stores its own; a normalisation in front of a 1x1 convolution, at inference, while that reads its pixels. The tape and all
+    derivatives are those of the layers one by one.
     """
 
     def __init__(self, *layers: Module) -> None:
@@ -65,15 +75,20 @@ class Sequential(Module):
         return self.forward_then(x, tape)
 
     def forward_then(self, x: Tensor, tape: Tape | None, addends: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        normal = 0.0  # of a normalisation that the convolution behind it computes
         for i, link in enumerate(self._links):
             if link.relu:
-                x = link.forward(x, tape, relu=True)
+                x = link.forward(x, tape, relu=True, normal=normal)
                 if tape is not None:
                     tape.append(x)
             elif i == len(self._links) - 1:
-                return link.forward(x, tape, addends, relu)
+                return link.forward(x, tape, addends, relu, normal)
+            elif tape is None and isinstance(link.layer, RMSNorm) and normalises(self._links[i + 1].layer, x.dtype, x.device):
+                normal = EPSILON
+                continue
             else:
-                x = link.forward(x, tape)
+                x = link.forward(x, tape, normal=normal)
+            normal = 0.0
         return finished(x, addends, relu)
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:

@@ -26,10 +26,11 @@ from core.kernels import Place, Plan, Ring
 from core.nn import convolution
 from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d
+from core.nn.gated import EDGE, EPSILON, DepthwiseGate, Gate, RMSNorm
 from core.nn.module import Module, finished
 from core.nn.products import Pair
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
-from core.nn.sequential import Concat, Residual, Sequential
+from core.nn.sequential import Concat, Residual, Sequential, normalises
 
 ALIGNED = 4
 """Strips of a convolution's output end at multiples of this many rows, as F(4x4, 3x3) computes them."""
@@ -125,6 +126,8 @@ class Convolved:
         return self.compute.step(self.x.place(), self.ends, self.y.place(), [span.place() for span in self.addends])
 
 
+Mapped = SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid | RMSNorm
+"""Layers whose output rows each come from one row of the input, or some of them, or the other way round."""
 Work = Callable[[Memory], object]
 Step = Callable[[list[Work]], bool]
 """Appends what can be done with the rows that are there; False: nothing."""
@@ -183,7 +186,9 @@ class Stream:
             return self._chain(module, x, addends)
         if isinstance(module, Conv2d):
             return self._convolution(module, x, addends)
-        if isinstance(module, SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid):
+        if isinstance(module, Gate | DepthwiseGate):
+            return self._added(self._gate(module, x), addends)
+        if isinstance(module, Mapped):
             return self._added(self._map(module, x), addends)
         raise TypeError(f"{type(module).__name__} can't be streamed: give the whole picture to `forward`")
 
@@ -192,21 +197,25 @@ class Stream:
         while layers:
             layer = layers.pop(0)
             last = [] if layers else addends
+            normal = isinstance(layer, RMSNorm) and bool(layers) and normalises(layers[0], x.dtype, self._device)
+            if normal:  # by the convolution behind it
+                layer = layers.pop(0)
+                last = [] if layers else addends
             if isinstance(layer, Conv2d):
                 behind = layers[0] if layers else None
                 if isinstance(behind, ReLU | DepthToSpace):  # computed with the convolution, if nothing is to be added in between
                     layers.pop(0)
                     last = addends if not layers and isinstance(behind, DepthToSpace) else []
-                    x = self._convolution(layer, x, last, isinstance(behind, ReLU), getattr(behind, "scale", 1))
+                    x = self._convolution(layer, x, last, isinstance(behind, ReLU), getattr(behind, "scale", 1), normal)
                 else:
-                    x = self._convolution(layer, x, last)
+                    x = self._convolution(layer, x, last, normal=normal)
             else:
                 x = self._lay(layer, x, last)
             if last:
                 return x
         return self._added(x, addends)
 
-    def _convolution(self, layer: Conv2d, x: Rows, addends: list[Rows], relu: bool = False, scale: int = 1) -> Rows:
+    def _convolution(self, layer: Conv2d, x: Rows, addends: list[Rows], relu: bool = False, scale: int = 1, normal: bool = False) -> Rows:
         (K, L), (S, T), (P, Q) = layer.kernel, layer.stride, layer.padding
         height, width = (x.height + 2 * P - K) // S + 1, (x.width + 2 * Q - L) // T + 1
         y = self._rows(height * scale, width * scale, layer.weight.shape[3] // scale**2, layer.yields or x.dtype)
@@ -226,6 +235,7 @@ class Stream:
             yields=layer.yields,
             scale=scale,
             relu=relu,
+            normal=EPSILON if normal else 0.0,
             packs=layer.packs,
         )
 
@@ -248,7 +258,7 @@ class Stream:
         self._steps.append(step)
         return y
 
-    def _map(self, layer: SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid, x: Rows) -> Rows:
+    def _map(self, layer: Mapped, x: Rows) -> Rows:
         """A layer whose output rows each come from one row of the input, or `scale` of them, or the other way round."""
         scale = getattr(layer, "scale", 1)
         if isinstance(layer, SpaceToDepth):
@@ -266,6 +276,23 @@ class Stream:
             count = (stop - first) // scale if isinstance(layer, SpaceToDepth) else (stop - first) * scale
             work.append(functools.partial(_mapped, layer, Span(x, first, stop), y.write(count)))
             x.needed[reader] = stop
+            return True
+
+        self._steps.append(step)
+        return y
+
+    def _gate(self, layer: Gate | DepthwiseGate, x: Rows) -> Rows:
+        y, edge = self._rows(x.height, x.width, layer.out_channels, x.dtype), EDGE if isinstance(layer, DepthwiseGate) else 0
+        reader, compute = x.reader(), layer.by_rows(x.width, x.dtype, self._device)
+
+        def step(work: list[Work]) -> bool:
+            first, stop = y.stop, x.stop if x.stop == x.height else x.stop - edge
+            if stop <= first:
+                return False
+            seen = Span(x, max(0, first - edge), min(x.height, stop + edge))
+            ends = max(0, edge - first), max(0, stop + edge - x.height)
+            work.append(Convolved(compute, seen, ends, y.write(stop - first), []))
+            x.needed[reader] = max(0, stop - edge)
             return True
 
         self._steps.append(step)
@@ -296,8 +323,12 @@ def _computed(program: kernels.Program, memory: Memory) -> None:
     program(memory.bases)
 
 
-def _mapped(layer: SpaceToDepth | DepthToSpace | NearestUpsampling | ReLU | Sigmoid, x: Span, y: Span, memory: Memory) -> None:
-    y.ring(memory).put(layer.forward(x.ring(memory).rows()))
+def _mapped(layer: Mapped, x: Span, y: Span, memory: Memory) -> None:
+    given, out = x.ring(memory), y.ring(memory)
+    if isinstance(layer, RMSNorm):
+        layer.by_rows(given, out)
+    else:
+        out.put(layer.forward(given.rows()))
 
 
 def _summed(parts: Sequence[Span], y: Span, memory: Memory) -> None:

@@ -7,7 +7,7 @@ slows all alike.
 
 Then float32 alone, by each instruction set that has it, beside torch.nn held to the same one; how the time of a megapixel grows with the
 picture; and, of the pictures in the folder that is named, how far the fast ways are from float32, with the weights that ship. `--only`
-takes some of it.
+takes some of it, and `--network` another network than that of the weights `gaussian`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from core import hardware, kernels, metrics, networks
+from core import hardware, kernels, metrics, networks, weights
 from core.denoiser import Denoiser
 from core.evaluation import Pictures
-from core.nn import L1, Adam, Tape, scaling
+from core.nn import L1, Adam, Module, Tape, scaling
 from tests.benchmarks.twin import denoiser
 
 INFERENCE = {"256": (256, 256), "512": (512, 512), "1024": (1024, 1024), "2048x1536": (1536, 2048)}
@@ -43,13 +43,33 @@ SETS = {"avx512": "AVX512_CORE", "avx2": "AVX2"}
 ACCURACY = (25.0, 50.0)
 PARTS = (*INFERENCE, *TRAINING, "sets", "growth", "accuracy")
 LEVEL = 25 / 255
-WEIGHTS = Path(__file__).parents[2] / "weights" / "gaussian.safetensors"
+WEIGHTS = Path(__file__).parents[2] / "weights"
+KNOWN = tuple(WEIGHTS / f"{name}.safetensors" for name in ("gaussian", "gaussian-fine"))
+"""The shipped models for a noise whose level is told, the default first; each of an architecture of its own."""
 TURN_SECONDS = 0.5
 CPU = torch.device("cpu")
 
 
-def network() -> networks.Module:
-    return networks.unet(torch.Generator().manual_seed(0))
+def architecture_of(path: Path) -> str:
+    """What a weights file's card names."""
+    return str(weights.load(path)[1]["architecture"])
+
+
+def shipped(architecture: str) -> Path:
+    """The weights of that architecture that ship."""
+    for path in KNOWN:
+        if path.exists() and architecture_of(path) == architecture:
+            return path
+    raise SystemExit(f"no {' or '.join(path.stem for path in KNOWN)} in {WEIGHTS} is of the architecture {architecture}: name another")
+
+
+def asks_for_network(parser: argparse.ArgumentParser) -> None:
+    """`--network`, by default that of the weights `gaussian`."""
+    parser.add_argument("--network", choices=networks.ARCHITECTURES, default=architecture_of(KNOWN[0]), help="default: %(default)s")
+
+
+def network(architecture: str) -> Module:
+    return networks.ARCHITECTURES[architecture](torch.Generator().manual_seed(0))
 
 
 def picture(H: int, W: int) -> Tensor:
@@ -63,14 +83,15 @@ def batch(N: int, P: int) -> tuple[Tensor, Tensor]:
 
 
 class Ours:
-    """This engine, in one precision."""
+    """This engine, with one network and in one precision."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, architecture: str, dtype: torch.dtype) -> None:
+        self.architecture = architecture
         self.device = CPU
         self.dtype = dtype
 
     def inference(self, H: int, W: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
-        denoiser = Denoiser(network(), {}, "benchmark", self.device, self.dtype)
+        denoiser = Denoiser(network(self.architecture), {}, "benchmark", self.device, self.dtype)
         x = picture(H, W)
         return lambda: denoiser(x, LEVEL), lambda: denoiser(x, LEVEL)
 
@@ -81,11 +102,11 @@ class Ours:
 
     @functools.cached_property
     def _shipped(self) -> Denoiser:
-        return Denoiser.load(WEIGHTS, "cpu", str(self.dtype).removeprefix("torch."))
+        return Denoiser.load(shipped(self.architecture), "cpu", str(self.dtype).removeprefix("torch."))
 
     def training(self, N: int, P: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
-        net, loss, adam = network().multiply_in(self.dtype, hardware.activations(self.dtype, self.device)), L1(), Adam(1e-4)
         activations = hardware.activations(self.dtype, self.device)
+        net, loss, adam = network(self.architecture).multiply_in(self.dtype, activations), L1(), Adam(1e-4)
         noisy, clean = batch(N, P)
 
         def derive() -> None:
@@ -106,21 +127,24 @@ class Ours:
         return step, derivatives
 
 
+def laid_out(x: Tensor, kind: str) -> Tensor:
+    """As a `kind` of torch.nn takes it."""
+    return x.contiguous() if kind == "fp32" else x.contiguous(memory_format=torch.channels_last)
+
+
 class Torch:
     """torch.nn: "fp32" as people write it, or channels last: "fp32 channels last", "bf16" (weights and pictures), "autocast"."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, architecture: str, kind: str) -> None:
+        self.architecture = architecture
         self.kind = kind
 
     def network(self) -> torch.nn.Module:
-        net = denoiser(network())
+        net = denoiser(network(self.architecture))
         return net if self.kind == "fp32" else net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def seen(self, noisy: Tensor) -> Tensor:
-        return self.laid_out(torch.cat((noisy, torch.full((*noisy.shape[:3], 1), LEVEL)), 3).permute(0, 3, 1, 2))
-
-    def laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous() if self.kind == "fp32" else x.contiguous(memory_format=torch.channels_last)
+        return laid_out(torch.cat((noisy, torch.full((*noisy.shape[:3], 1), LEVEL)), 3).permute(0, 3, 1, 2), self.kind)
 
     def inference(self, H: int, W: int) -> tuple[Callable[[], object], Callable[[], Tensor]]:
         net, noisy = self.network().eval(), picture(H, W)[None]
@@ -159,7 +183,7 @@ class Torch:
         return step, squares
 
 
-def serve(turns: Connection, name: str, threads: int) -> None:
+def serve(turns: Connection, architecture: str, name: str, threads: int) -> None:
     """One contender in its process: prepares what it is told, then runs it once for each "run" and answers with the seconds.
 
     "clearfold auto" multiplies in what is fast there.
@@ -167,7 +191,7 @@ def serve(turns: Connection, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     hardware.keep_freed_memory()
     ours = name.removeprefix("clearfold ") if name.startswith("clearfold") else None
-    contender = Torch(name) if ours is None else Ours(hardware.take_dtype(ours, CPU))
+    contender = Torch(architecture, name) if ours is None else Ours(architecture, hardware.take_dtype(ours, CPU))
     run: Callable[[], object] = lambda: None  # noqa: E731
     while (message := turns.recv()) is not None:
         if message == "run":
@@ -194,8 +218,8 @@ def _seconds(run: Callable[[], object]) -> float:
 class Contender:
     """A process that serves, from the first question on."""
 
-    def __init__(self, name: str, threads: int, environment: dict[str, str] | None = None) -> None:
-        self.name, self._threads, self._environment = name, threads, environment or {}
+    def __init__(self, architecture: str, name: str, threads: int, environment: dict[str, str] | None = None) -> None:
+        self.architecture, self.name, self._threads, self._environment = architecture, name, threads, environment or {}
         self._turns: Connection | None = None
 
     def ask(self, message: object) -> object:
@@ -203,7 +227,9 @@ class Contender:
             self._turns, other = get_context("spawn").Pipe()
             before = dict(os.environ)
             os.environ.update(self._environment)
-            get_context("spawn").Process(target=serve, args=(other, self.name, self._threads), daemon=True).start()
+            told = other, self.architecture, self.name, self._threads
+            get_context("spawn").Process(target=serve, args=told, daemon=True).start()
+            other.close()  # so that the end of the process ends the wait for its answer
             os.environ.clear()
             os.environ.update(before)
         self._turns.send(message)
@@ -243,10 +269,10 @@ def compare(contenders: dict[str, Contender], what: str, size: tuple[int, int], 
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def compare_set(name: str, threads: int, rounds: int) -> dict[str, float]:
+def compare_set(architecture: str, name: str, threads: int, rounds: int) -> dict[str, float]:
     """Median seconds of float32 by the kernels `name` at 1024x1024, and of torch.nn held to the same instruction set, by contender."""
     held = {"CLEARFOLD_KERNEL": name, "ONEDNN_MAX_CPU_ISA": SETS[name], "ATEN_CPU_CAPABILITY": name}
-    contenders = {kind: Contender(kind, threads, held) for kind in ("clearfold float32", "fp32", "fp32 channels last")}
+    contenders = {kind: Contender(architecture, kind, threads, held) for kind in ("clearfold float32", "fp32", "fp32 channels last")}
     seconds = compare(contenders, "inference", INFERENCE["1024"], rounds)
     for contender in contenders.values():
         contender.stop()
@@ -307,24 +333,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    asks_for_network(parser)
     parser.add_argument("folder", nargs="?", help="clean pictures, CBSD68's, to measure accuracy on")
     parser.add_argument("--only", nargs="*", default=PARTS, choices=PARTS, metavar="PART", help="some of: " + ", ".join(PARTS))
     chosen = parser.parse_args()
+    if "accuracy" in chosen.only and chosen.folder:
+        shipped(chosen.network)  # if there is none, that is said before hours of work
 
     fast = f"clearfold {str(hardware.fast_dtype(CPU)).removeprefix('torch.')}"
     both = "clearfold float32", "fp32", "fp32 channels last", "autocast", "clearfold products"
     names = {"inference": dict.fromkeys((fast, "bf16", *both)), "training": dict.fromkeys((fast, *both))}
     machine = limits(chosen.threads)
-    contenders = {name: Contender(name, chosen.threads) for name in names["inference"] | names["training"]}
-    contenders["clearfold products"] = Contender("clearfold auto", chosen.threads, {"CLEARFOLD_KERNEL": "none"})
+    contenders = {name: Contender(chosen.network, name, chosen.threads) for name in names["inference"] | names["training"]}
+    contenders["clearfold products"] = Contender(chosen.network, "clearfold auto", chosen.threads, {"CLEARFOLD_KERNEL": "none"})
     found: dict[str, dict[str, dict[str, float]]] = {part: {} for part in ("inference", "training", "sets", "growth", "accuracy")}
     found["machine"] = {"limits": {name: round(value) for name, value in machine.items()}}
     out = Console(stderr=chosen.json, width=160)
     out.print(
-        f"{chosen.threads} threads; kernels: {', '.join(kernels.available()) or 'none'} ({kernels.why()}); torch's products: "
-        f"{machine['bfloat16']:.0f} GFLOP/s in bfloat16, {machine['float32']:.0f} in float32; memory: {machine['memory']:.0f} GB/s"
+        f"{chosen.network}; {chosen.threads} threads; kernels: {', '.join(kernels.available()) or 'none'} ({kernels.why()}); "
+        f"torch's products: {machine['bfloat16']:.0f} GFLOP/s in bfloat16, {machine['float32']:.0f} in float32; "
+        f"memory: {machine['memory']:.0f} GB/s"
     )
-    work = networks.multiply_adds(network()) * 2 / 1e9  # GFLOP a pixel, as the layers are written
+    work = networks.multiply_adds(network(chosen.network)) * 2 / 1e9  # GFLOP a pixel, as the layers are written
     for what, sizes in (("inference", INFERENCE), ("training", TRAINING)):
         ours, against = next(iter(names[what])), {name: contenders[name] for name in names[what]}
         table = Table("size", *against, title=f"{what}: seconds (times as long as {ours})")
@@ -347,7 +377,7 @@ def main() -> None:
     if "sets" in chosen.only:
         table = Table("float32 by", "this engine", "torch.nn", "channels last", title="inference, 1024: seconds (times as long)")
         for name in SETS.keys() & kernels.available().keys():
-            seconds = compare_set(name, chosen.threads, chosen.rounds)
+            seconds = compare_set(chosen.network, name, chosen.threads, chosen.rounds)
             own, *others = seconds.values()
             found["sets"][name] = {"vs_fp32": round(min(others) / own, 4), "seconds": round(own, 4)}
             table.add_row(name, f"{own:.3f}", *(f"{told:.3f} ({told / own:.2f})" for told in others))

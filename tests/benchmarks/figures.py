@@ -27,7 +27,7 @@ PUBLISHED_GREY = {"BM3D": "29.97", "DnCNN": "30.44", "DRUNet": "30.94"}  # on Se
 
 def shipped() -> dict[str, Card]:
     """The cards of the shipped weights, by the models' names."""
-    return {path.stem: weights.load(path)[1] for path in sorted((ROOT / "weights").glob("*.safetensors"))}
+    return {path.stem: weights.load(path)[1] for path in sorted((ROOT / "weights").glob("*.safetensors"), key=lambda path: path.stem)}
 
 
 def tables(cards: Mapping[str, Card]) -> str:
@@ -41,7 +41,7 @@ def tables(cards: Mapping[str, Card]) -> str:
         for key, words in (("cbsd68, sigma known", "σ known"), ("cbsd68, sigma estimated", not_told)):
             figures = [_psnr(card, key, sigma) for sigma in SIGMAS]
             if figures != ["–"] * 3:
-                bold = name == "gaussian" and words == "σ known"
+                bold = name == "gaussian-fine" and words == "σ known"
                 cells = [f"Clearfold `{name}`, {words}", *figures]
                 white.append([f"**{cell}**" if bold else cell for cell in cells] + [cost])
         grey, real = _psnr(card, "set12_gray, sigma known", "25"), _psnr(card, "polyu100, real noise", "not told")

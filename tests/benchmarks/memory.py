@@ -19,7 +19,7 @@ from torch.multiprocessing import get_context
 
 from core import hardware
 from core.denoiser import Denoiser
-from tests.benchmarks.engine import LEVEL, TRAINING, Ours, Torch, network
+from tests.benchmarks.engine import LEVEL, TRAINING, Ours, Torch, asks_for_network, network
 
 MEGA = 1 << 20
 PICTURES = {"1": (1024, 1024), "12": (3000, 4000), "24": (4000, 6000), "100": (10_000, 10_000)}
@@ -33,22 +33,23 @@ def greatest(anew: bool = False) -> float:
     return int(told.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def training(kind: str, size: tuple[int, int], threads: int) -> float:
+def training(architecture: str, kind: str, size: tuple[int, int], threads: int) -> float:
     """MB that a network, its optimiser and two steps take at most."""
     torch.set_num_threads(threads)
     before = greatest(anew=True)
-    contender = Ours(getattr(torch, kind.removeprefix("clearfold "))) if kind.startswith("clearfold") else Torch(kind)
+    ours = kind.startswith("clearfold ")
+    contender = Ours(architecture, getattr(torch, kind.removeprefix("clearfold "))) if ours else Torch(architecture, kind)
     step, _ = contender.training(*size)
     for _ in range(2):
         step()
     return greatest() - before
 
 
-def inference(size: tuple[int, int], threads: int) -> tuple[float, float]:
+def inference(architecture: str, size: tuple[int, int], threads: int) -> tuple[float, float]:
     """MB beyond the picture and its answer, and seconds a megapixel, the better of two times."""
     torch.set_num_threads(threads)
     device = torch.device("cpu")
-    denoiser = Denoiser(network(), {}, "benchmark", device, hardware.fast_dtype(device))
+    denoiser = Denoiser(network(architecture), {}, "benchmark", device, hardware.fast_dtype(device))
     denoiser(torch.zeros(64, 64, 3, dtype=torch.uint8), LEVEL)
     H, W = size
     picture = torch.randint(256, (H, W, 3), dtype=torch.uint8)
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    asks_for_network(parser)
     parser.add_argument("--only", nargs="*", default=list(PICTURES), help="megapixels: " + ", ".join(PICTURES))
     chosen = parser.parse_args()
     if not sys.platform.startswith("linux"):
@@ -78,14 +80,18 @@ def main() -> None:
 
     ours = f"clearfold {str(hardware.fast_dtype(torch.device('cpu'))).removeprefix('torch.')}"
     found: dict[str, dict[str, dict[str, float]]] = {"training": {}, "inference": {}}
-    steps = Table("batch", ours, "torch.nn, autocast", "torch.nn, float32", title="a training step, MB at most (of torch.nn's)")
+    steps = Table(
+        "batch", ours, "torch.nn, autocast", "torch.nn, float32", title=f"{chosen.network}: a training step, MB at most (of torch.nn's)"
+    )
     for label, size in TRAINING.items():
-        own, autocast, fp32 = (float(str(alone("training", kind, size, chosen.threads))) for kind in (ours, "autocast", "fp32"))
+        own, autocast, fp32 = (
+            float(str(alone("training", chosen.network, kind, size, chosen.threads))) for kind in (ours, "autocast", "fp32")
+        )
         found["training"][label] = {"mb": round(own), "vs_autocast": round(own / autocast, 3), "vs_fp32": round(own / fp32, 3)}
         steps.add_row(label, f"{own:.0f}", f"{autocast:.0f} ({own / autocast:.2f})", f"{fp32:.0f} ({own / fp32:.2f})")
-    pictures = Table("megapixels", "MB beyond picture and answer", "seconds a megapixel", title=f"inference, {ours}")
+    pictures = Table("megapixels", "MB beyond picture and answer", "seconds a megapixel", title=f"{chosen.network}: inference, {ours}")
     for label in chosen.only:
-        told = alone("inference", PICTURES[label], chosen.threads)
+        told = alone("inference", chosen.network, PICTURES[label], chosen.threads)
         assert isinstance(told, tuple)
         mb, seconds = told
         found["inference"][label] = {"mb": round(mb), "seconds_a_megapixel": round(seconds, 4)}

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from core import hardware, metrics
 from core.denoiser import Denoiser
 from core.evaluation import Pictures
-from tests.benchmarks.engine import WEIGHTS, Torch
+from tests.benchmarks.engine import KNOWN, laid_out
 
 SIDE, SIGMA = 1024, 25.0
 
@@ -47,6 +47,11 @@ class Peer(NamedTuple):
     """PSNR at SIGMA on all of CBSD68, by the paper."""
     trained: bool = True
     """Its weights, if it has any, mean something: PSNR is measured here."""
+
+
+def clearfold(path: Path) -> Peer:
+    denoiser = Denoiser.load(path, "cpu")
+    return Peer(f"Clearfold {denoiser.name}", lambda pixels: denoiser(pixels, SIGMA / 255), 9)
 
 
 def ffdnet() -> nn.Module:
@@ -68,8 +73,7 @@ def _plain(C: int, inner: int, F: int, layers: int) -> list[nn.Module]:
 
 
 def in_torch(network: nn.Module, kind: str, unshuffle: bool) -> Denoise:
-    """The network as `Torch` runs its own: "fp32", "fp32 channels last", "bf16" or "autocast"."""
-    contender = Torch(kind)
+    """The network as `engine.Torch` runs its own: "fp32", "fp32 channels last", "bf16" or "autocast"."""
     network = network.eval() if kind == "fp32" else network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.bfloat16() if kind == "bf16" else network
 
@@ -79,7 +83,7 @@ def in_torch(network: nn.Module, kind: str, unshuffle: bool) -> Denoise:
             if unshuffle:
                 x = nn.functional.pixel_unshuffle(x, 2)
                 x = torch.cat((x, torch.full((1, 3, *x.shape[2:]), SIGMA / 255)), 1)
-            x = contender.laid_out(x)
+            x = laid_out(x, kind)
             y = network(x.bfloat16() if kind == "bf16" else x)
         y = y.float()[0].permute(1, 2, 0)
         return y if unshuffle else noisy - y
@@ -158,8 +162,7 @@ def main() -> None:
     g = torch.Generator().manual_seed(0)
     noisy = (torch.rand(SIDE, SIDE, 3, generator=g) + SIGMA / 255 * torch.randn(SIDE, SIDE, 3, generator=g)).contiguous()
 
-    denoiser = Denoiser.load(WEIGHTS, "cpu")
-    peers = [Peer("Clearfold", lambda pixels: denoiser(pixels, SIGMA / 255), 9)]
+    peers = [clearfold(path) for path in KNOWN if path.exists()]
     if "ffdnet" in chosen.only:
         peers.append(at_best("FFDNet", ffdnet, True, 31.21, noisy))
     if "dncnn" in chosen.only:
@@ -172,7 +175,12 @@ def main() -> None:
         peers.append(Peer("BM3D", bm3d(), 1, 30.71))
 
     table = Table(
-        "", "seconds a megapixel", "of Clearfold's", f"PSNR, {len(some)} pictures", "PSNR, published", title=f"{chosen.threads} threads"
+        "",
+        "seconds a megapixel",
+        f"of {peers[0].name}'s",
+        f"PSNR, {len(some)} pictures",
+        "PSNR, published",
+        title=f"{chosen.threads} threads",
     )
     found: dict[str, dict[str, float | None]] = {}
     for peer in peers:

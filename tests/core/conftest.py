@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import kernels, networks, trainer
-from tests.core.made import small
+from core import kernels, networks
+from tests.core.made import small, small_gated
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -30,8 +30,13 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def small_unet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer and the weights files know a small network under the denoiser's name."""
-    monkeypatch.setattr(trainer, "unet", small)
     monkeypatch.setitem(networks.ARCHITECTURES, "unet", small)
+
+
+@pytest.fixture
+def small_denoisers(small_unet: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks under the names of all architectures."""
+    monkeypatch.setitem(networks.ARCHITECTURES, "gated", small_gated)
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])

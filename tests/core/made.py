@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.nn import Conv2d, DepthToSpace, ReLU, Residual, Sequential, SpaceToDepth
+from core.nn import Conv2d, DepthToSpace, DepthwiseGate, Gate, ReLU, Residual, RMSNorm, Sequential, SpaceToDepth
 
 
 def photo(H: int, W: int, seed: int = 0) -> Tensor:
@@ -48,6 +48,19 @@ def small(generator: torch.Generator | None = None) -> Sequential:
             Conv2d(16, 32, 1, generator=g),
             DepthToSpace(2),
         ),
+        Conv2d(8, 12, 3, padding=1, generator=g),
+        DepthToSpace(2),
+    )
+
+
+def small_gated(generator: torch.Generator | None = None) -> Sequential:
+    """As the gated denoiser, in small: a block at half resolution, each layer of it once."""
+    g = generator
+    return Sequential(
+        SpaceToDepth(2),
+        Conv2d(16, 8, 3, padding=1, generator=g),
+        Residual(RMSNorm(), Conv2d(8, 16, 1, bias=False, generator=g), DepthwiseGate(8, g), Conv2d(8, 8, 1, bias=False, generator=g)),
+        Residual(RMSNorm(), Conv2d(8, 16, 1, bias=False, generator=g), Gate(8), Conv2d(8, 8, 1, bias=False, generator=g)),
         Conv2d(8, 12, 3, padding=1, generator=g),
         DepthToSpace(2),
     )

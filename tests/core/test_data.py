@@ -152,6 +152,43 @@ def test_pictures_vary_in_development_and_some_are_grey(generator: torch.Generat
     torch.testing.assert_close(varied[grey][0], photo(12, 14).mean(2, keepdim=True).expand(-1, -1, 3))
 
 
+def test_joined_pictures_give_the_very_patches_in_all_orientations(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an accelerator cuts them, here on the processor: from pictures of several widths, down to that of a patch."""
+    photographs = data.Photographs([numbered(9, 13), numbered(20, 7, first=500), numbered(6, 6, first=900)], 6)
+    joined, turned = data._Joined(photographs.pictures, 6, torch.device("cpu")), set[int]()
+    cut = joined.cut
+
+    def noted(chosen: list[int], corners: list[tuple[int, int]], turns: list[int]) -> Tensor:
+        turned.update(turns)
+        return cut(chosen, corners, turns)
+
+    expected = photographs.batch(100, data.generator_of(1, 2))
+    monkeypatch.setattr(joined, "cut", noted)
+    monkeypatch.setattr(photographs, "_all", joined)
+    assert torch.equal(photographs.batch(100, data.generator_of(1, 2)), expected)
+    assert turned == set(range(8))
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_a_joined_patch_is_turned_and_then_flipped(turn: int) -> None:
+    pictures = [numbered(9, 13), numbered(5, 7, first=500)]
+    joined = data._Joined(pictures, 4, torch.device("cpu"))
+    for index, (y, x) in ((0, (5, 9)), (1, (1, 0))):
+        expected = pictures[index][y : y + 4, x : x + 4].rot90(turn % 4)
+        cut = joined.cut([index], [(y, x)], [turn])
+        assert cut.dtype == torch.uint8
+        assert torch.equal(cut[0], expected.flip(1) if turn >= 4 else expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+def test_a_gpu_cuts_the_processors_patches() -> None:
+    pictures = [numbered(9, 13), numbered(20, 7, first=500)]
+    one, other = (data.Photographs(pictures, 6, device) for device in ("cpu", "cuda"))
+    batch = other.batch(50, data.generator_of(3, 4))
+    assert batch.device.type == "cuda"
+    torch.testing.assert_close(batch.cpu(), one.batch(50, data.generator_of(3, 4)), atol=1e-7, rtol=0)  # a division's last bit
+
+
 def test_pictures_smaller_than_a_patch_are_left_out(generator: torch.Generator) -> None:
     bytes_of = [(flat(level, side) * 255).to(torch.uint8) for level, side in ((10, 7), (20, 8))]
     photographs = data.Photographs(bytes_of, 8)

@@ -104,9 +104,14 @@ def test_another_precision_is_refused(name: str) -> None:
         hardware.take_dtype(name, torch.device("cpu"))
 
 
-@pytest.mark.parametrize(("device", "there"), [("cpu", "this processor runs avx2"), ("cuda", "the device is cuda")])
-def test_float16_is_refused_where_no_kernel_multiplies_it(device: str, there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_is_refused_on_a_processor_where_no_kernel_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "available", dict)
     monkeypatch.setattr(kernels, "why", lambda: "this processor runs avx2")
-    with refused(DeviceError, f'dtype = "float16" needs a processor that runs avx512_fp16 ({there}): use "auto"'):
-        hardware.take_dtype("float16", torch.device(device))
+    there = "this processor runs avx2"
+    with refused(DeviceError, f'dtype = "float16" needs a GPU or a processor that runs avx512_fp16 ({there}): use "auto"'):
+        hardware.take_dtype("float16", torch.device("cpu"))
+
+
+def test_a_gpu_multiplies_float16_whatever_the_processor_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", dict)
+    assert hardware.take_dtype("float16", torch.device("cuda")) == torch.float16

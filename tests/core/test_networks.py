@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core import networks
-from core.nn import Conv2d, DepthToSpace, Residual, Sequential, SpaceToDepth, Tape
+from core.nn import Conv2d, DepthToSpace, DepthwiseGate, Residual, Sequential, SpaceToDepth, Tape
 from tests.core.made import photo
 
 
@@ -33,14 +33,46 @@ def test_the_denoisers_work_is_as_counted_by_hand_and_within_its_budget() -> Non
     assert networks.multiply_adds(networks.unet()) == half / 4 + quarter / 16 + eighth / 64 <= 200_000
 
 
+def gated_blocks(count: int, channels: int) -> tuple[int, int]:
+    """Weights, and multiply-adds a pixel, of 1x1 convolutions into twice the channels and out again, before and behind either gate."""
+    products, filters = 6 * channels**2, 9 * 2 * channels
+    return count * (products + filters + 2 * 2 * channels), count * (products + filters)
+
+
+def test_the_gated_denoiser_has_the_weights_and_the_work_its_list_says() -> None:
+    half, quarter, eighth = (gated_blocks(*each) for each in ((8, 64), (10, 128), (11, 256)))
+    down, up = (4 * 64 * 128, 4 * 128 * 256), (128 * 256, 256 * 512)
+    ends = 9 * 16 * 64, 9 * 64 * 12
+    network = networks.gated()
+    weights = sum(ends) + 64 + 12 + half[0] + quarter[0] + eighth[0] + sum(down) + sum(up)
+    assert sum(p.value.numel() for p in network.param()) == weights == 5_950_284
+    work = (sum(ends) + half[1]) / 4 + (quarter[1] + down[0] + up[0]) / 16 + (eighth[1] + down[1] + up[1]) / 64
+    assert networks.multiply_adds(network) == work == 194_936 <= 200_000
+
+
+def test_the_gated_denoiser_looks_as_far_as_counted_by_hand() -> None:
+    """A convolution's edge, a depthwise gate's in each block, and what lies beside a pixel in its block of 2x2, in steps of each grid."""
+    down, up = 1 + 2 + 4, 1 + 2 + 4
+    assert networks.gated().reach() == (down + up + 2 * (2 + 8) + 4 * 10 + 8 * 11, 1) == (162, 1)
+
+
+def test_what_is_no_number_spreads_as_far_as_the_gated_denoiser_looks_and_no_farther() -> None:
+    network, x = networks.gated(torch.Generator().manual_seed(0)), torch.rand(1, 360, 8, 4, dtype=torch.float64)
+    x[0, 180, 3, 1] = torch.nan
+    rows = network.forward(x, []).isnan().any(3).any(2)[0].nonzero()
+    assert 150 <= 180 - int(rows.min()) <= 162
+    assert 150 <= int(rows.max()) - 180 <= 162
+
+
 def test_multiply_adds_follow_the_grid_through_strides_and_skips() -> None:
     network = Sequential(
         Conv2d(3, 5, 3, padding=1),  # 9*3*5 at every pixel
         SpaceToDepth(2),
         Residual(Conv2d(20, 7, 2, stride=2), Conv2d(7, 80, 1), DepthToSpace(2)),  # 4*20*7 and 7*80 at every 16th
-        Conv2d(20, 2, 1),  # 20*2 at every 4th
+        DepthwiseGate(10),  # 9*20 at every 4th
+        Conv2d(10, 2, 1),  # 10*2 at every 4th
     )
-    assert networks.multiply_adds(network) == 135 + (560 + 560) / 16 + 40 / 4
+    assert networks.multiply_adds(network) == 135 + (560 + 560) / 16 + (180 + 20) / 4
 
 
 def test_the_denoiser_looks_no_further_than_a_tile_can_afford() -> None:
@@ -49,13 +81,15 @@ def test_the_denoiser_looks_no_further_than_a_tile_can_afford() -> None:
     assert reach <= 104
 
 
-def test_the_denoiser_starts_as_almost_nothing_but_not_as_nothing() -> None:
+@pytest.mark.parametrize("make", networks.ARCHITECTURES.values(), ids=networks.ARCHITECTURES)
+def test_a_denoiser_starts_as_almost_nothing_but_not_as_nothing(make) -> None:  # type: ignore[no-untyped-def]
     noisy = photo(16, 24)[None]
-    clean = networks.correct(networks.unet(torch.Generator().manual_seed(0)), noisy, 0.1)
+    clean = networks.correct(make(torch.Generator().manual_seed(0)), noisy, 0.1)
+    assert clean.shape == noisy.shape
     assert 0.001 < (clean - noisy).abs().mean() < 0.1
 
 
-@pytest.mark.parametrize("make", [networks.unet, networks.noise2noise])
+@pytest.mark.parametrize("make", [networks.unet, networks.gated, networks.noise2noise])
 def test_the_same_generator_makes_the_same_weights(make) -> None:  # type: ignore[no-untyped-def]
     one, same, other = (make(torch.Generator().manual_seed(seed)).param() for seed in (1, 1, 2))
     assert all(torch.equal(a.value, b.value) for a, b in zip(one, same, strict=True))

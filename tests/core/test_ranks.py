@@ -32,7 +32,6 @@ SECONDS = 120
 def serve(turns: Connection, rank: int) -> None:
     """One of the processes: runs what it is told as a rank, and answers with what came of it."""
     torch.set_num_threads(1)
-    trainer.unet = small
     networks.ARCHITECTURES["unet"] = small
     while (message := turns.recv()) is not None:
         name, meeting, arguments = message
@@ -131,7 +130,7 @@ class TestARun:
     def test_of_layers_like_the_denoisers_is_the_one_of_a_single_process(
         self, two: Two, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(trainer, "unet", thin)
+        monkeypatch.setitem(networks.ARCHITECTURES, "unet", thin)
         whole = losses(ALONE, recipe("alone", batch=16, patch=24))
         assert two.ask(losses_of_thin, recipe("two", batch=16, patch=24)) == [whole, whole]
         assert two.ask(losses_of_thin, recipe("sent", batch=16, patch=24), False) == [whole, whole]
@@ -186,12 +185,8 @@ class TestARun:
 
 
 def losses_of_thin(joined: Alone, recipe: Recipe, beside: bool = True) -> list[float]:
-    trainer.unet = thin
-    try:
-        with memory_of(beside):
-            return losses(joined, recipe)
-    finally:
-        trainer.unet = small
+    with mock.patch.dict(networks.ARCHITECTURES, unet=thin), memory_of(beside):
+        return losses(joined, recipe)
 
 
 def thin(generator: torch.Generator | None = None) -> Sequential:

@@ -16,7 +16,7 @@ from torch import Tensor
 from core import DataError, Denoiser, DeviceError, WeightsError, kernels, metrics, networks, noise, trainer, weights
 from core.nn import LogMSE, scaling
 from core.trainer import Progress, Recipe, TrainingError
-from tests.core.made import flat, photo, refused, save, small
+from tests.core.made import flat, photo, refused, save, small, small_gated
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,7 @@ class TestOnASmallNetwork:
             ("seed", 1, "1", "0"),
             ("evaluate_every", 50, "50", "100"),
             ("dtype", "bfloat16", "bfloat16", "float32"),
+            ("architecture", "gated", "gated", "unet"),
         ],
     )
     def test_another_recipe_cannot_be_resumed(self, recipe: Make, name: str, value: object, asked: str, kept: str) -> None:
@@ -462,7 +463,7 @@ class TestOnASmallNetwork:
         assert all(torch.equal(a, b) for a, b in zip(later[0], batches[1], strict=True))
 
     def test_in_grey_alone_it_learns_and_is_measured_in_grey(self, recipe: Make) -> None:
-        source = trainer._Clean(recipe(grey=1.0, batch=20, steps=1), None)
+        source = trainer._Clean(recipe(grey=1.0, batch=20, steps=1), None, torch.device("cpu"))
         (noisy, clean, sigma), *_ = source.batches(0, lambda noisy, level: noisy, slice(None))
         pictures = [noisy, clean, *source.validation, *(source._noisy(i)[0] for i in range(len(source.validation)))]
         assert all(torch.equal(p, p[..., :1].expand_as(p)) for p in pictures)
@@ -470,6 +471,50 @@ class TestOnASmallNetwork:
         assert (noise.GREY_LEVEL * added / sigma.flatten()).mean().item() == pytest.approx(1, abs=0.05)
         shown, truth, level = source._noisy(0)
         assert level == pytest.approx(noise.GREY_LEVEL * (shown - truth)[..., 0].std().item(), rel=0.1)
+
+
+@pytest.mark.usefixtures("small_denoisers")
+class TestOfAnArchitecture:
+    def test_a_gated_network_learns_and_says_so_on_its_card(self, recipe: Make) -> None:
+        told = run(recipe(architecture="gated"))
+        assert len({p.loss for p in told}) == 6
+        card = weights.load(recipe().out)[1]
+        started = {p.name: p.value for p in small_gated(torch.Generator().manual_seed(0)).param()}
+        assert card["architecture"] == "gated"
+        assert card["weights"] == sum(value.numel() for value in started.values())
+        stored = load_file(recipe().checkpoint)
+        assert all(not torch.equal(stored[f"now.{name}"], value) for name, value in started.items())
+        denoiser = Denoiser.load(recipe().out, "cpu", "float32")
+        assert {p.name for p in denoiser.network.param()} == started.keys()
+
+    def test_a_gated_run_that_was_stopped_goes_on_to_the_very_same_bits(self, recipe: Make, tmp_path: Path) -> None:
+        whole, parts = (recipe(architecture="gated", out=tmp_path / name / "m.safetensors") for name in ("whole", "parts"))
+        losses = [p.loss for p in run(whole)]
+        assert [p.loss for p in (*run_until(3, parts), *run(parts, resume=True))] == losses
+        assert_same_tensors(load_file(parts.out), load_file(whole.out))
+        assert weights.read(parts.out)[1] == weights.read(whole.out)[1]
+        assert_same_tensors(load_file(parts.checkpoint), load_file(whole.checkpoint))
+
+    @pytest.mark.parametrize("asked", networks.ARCHITECTURES)
+    def test_initial_weights_keep_their_architecture_whatever_is_asked_for(self, recipe: Make, tmp_path: Path, asked: str) -> None:
+        given = {p.name: p.value for p in small_gated(torch.Generator().manual_seed(77)).param()}
+        weights.save(tmp_path / "given.safetensors", given, {"architecture": "gated"})
+        it = recipe(initial=tmp_path / "given.safetensors", architecture=asked)
+        run_until(1, it)
+        assert [p.step for p in run(it, resume=True)] == [2, 3, 4, 5, 6]
+        assert weights.load(it.out)[1]["architecture"] == "gated"
+        assert weights.read(it.checkpoint)[1]["architecture"] == "gated"
+        assert load_file(it.out).keys() == given.keys()
+
+    def test_a_checkpoint_of_a_time_with_one_architecture_is_of_that(self, recipe: Make, tmp_path: Path) -> None:
+        whole, it = recipe(out=tmp_path / "whole" / "m.safetensors"), recipe()
+        losses = [p.loss for p in run(whole)]
+        run_until(3, it)
+        tensors, told = weights.read(it.checkpoint)
+        asked = json.loads(told["recipe"])
+        assert (told.pop("architecture"), asked.pop("architecture")) == ("unet", "unet")
+        weights.write(it.checkpoint, tensors, told | {"recipe": json.dumps(asked)})
+        assert [p.loss for p in run(it, resume=True)] == losses[3:]
 
 
 def test_the_learning_rate_warms_up_and_falls_straight(recipe: Make) -> None:
@@ -502,6 +547,7 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
             yield {name: share}, f"{name} (={share}) must be a share from 0 to 1: try 0.3"
     for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
+    yield {"architecture": "resnet"}, "architecture (=resnet) must be one of unet, gated"
     yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
     apart = 'validation (=apart) is for method "clean": pairs holds out some of its own pictures'
     yield {"method": "pairs", "validation": Path("apart")}, apart

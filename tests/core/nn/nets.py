@@ -5,7 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from core.nn import Concat, Conv2d, DepthToSpace, Module, NearestUpsampling, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
+from core.nn import (
+    Concat,
+    Conv2d,
+    DepthToSpace,
+    DepthwiseGate,
+    Gate,
+    Module,
+    NearestUpsampling,
+    ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
+    Sigmoid,
+    SpaceToDepth,
+    Upsampling,
+)
 
 
 def noise2noise(g: torch.Generator, relu: type[ReLU] = ReLU) -> Sequential:
@@ -62,6 +77,12 @@ def concatenating(g: torch.Generator, relu: type[ReLU] = ReLU) -> Sequential:
 NETWORKS: dict[str, Callable[..., Sequential]] = {"noise2noise": noise2noise, "unet": unet, "concatenating": concatenating}
 
 
+def gated_block(gate: Module, C: int, g: torch.Generator) -> Residual:
+    """(N, H, W, C) -> the same; `gate` makes C channels of 2C."""
+    first, last = Conv2d(C, 2 * C, 1, bias=False, generator=g), Conv2d(C, C, 1, bias=False, generator=g)
+    return Residual(RMSNorm(), first, gate, last)
+
+
 def pair(g: torch.Generator, N: int = 2, H: int = 8, W: int = 12, C: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """A picture and a target in [0, 1], not square."""
     x, target = torch.rand(2, N, H, W, C, generator=g, dtype=torch.float64).to(dtype)
@@ -70,6 +91,7 @@ def pair(g: torch.Generator, N: int = 2, H: int = 8, W: int = 12, C: int = 3, dt
 
 def layers(g: torch.Generator) -> dict[str, tuple[Module, tuple[int, int, int]]]:
     """Every module once, with the (H, W, C) of an input that it takes."""
+    own = torch.Generator().manual_seed(1)
     return {
         "Conv2d": (Conv2d(3, 5, 3, padding=1, generator=g), (7, 10, 3)),
         "Conv2d stride 2": (Conv2d(3, 5, 5, stride=2, padding=2, bias=False, generator=g), (7, 10, 3)),
@@ -80,6 +102,10 @@ def layers(g: torch.Generator) -> dict[str, tuple[Module, tuple[int, int, int]]]
         "DepthToSpace": (DepthToSpace(2), (5, 6, 8)),
         "ReLU": (ReLU(), (7, 10, 3)),
         "Sigmoid": (Sigmoid(), (7, 10, 3)),
+        "RMSNorm": (RMSNorm(), (7, 10, 3)),
+        "Gate": (Gate(3), (7, 10, 6)),
+        "DepthwiseGate": (DepthwiseGate(3, own), (7, 10, 6)),
+        "gated block": (gated_block(DepthwiseGate(4, own), 4, own), (7, 10, 4)),
         "Sequential": (Sequential(Conv2d(3, 4, 3, stride=2, generator=g), ReLU(), Conv2d(4, 2, 2, generator=g)), (7, 10, 3)),
         "Residual": (Residual(Conv2d(3, 4, 3, padding=1, generator=g), ReLU(), Conv2d(4, 3, 1, generator=g)), (7, 10, 3)),
         "Concat": (Concat(Conv2d(3, 4, 3, padding=1, generator=g), ReLU()), (7, 10, 3)),

@@ -10,10 +10,13 @@ from core.nn import (
     Concat,
     Conv2d,
     DepthToSpace,
+    DepthwiseGate,
+    Gate,
     Module,
     NearestUpsampling,
     ReLU,
     Residual,
+    RMSNorm,
     Sequential,
     Sigmoid,
     SpaceToDepth,
@@ -72,6 +75,13 @@ def functional(module: Module, x: Tensor, weights: Derivatives, prefix: str = ""
             return F.relu(x)
         case Sigmoid():
             return x.sigmoid()
+        case RMSNorm():
+            return F.rms_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-6).permute(0, 3, 1, 2)
+        case Gate():
+            return torch.mul(*(x + weights[prefix + "bias"][:, None, None]).chunk(2, 1))
+        case DepthwiseGate():
+            kernels = weights[prefix + "weight"].permute(2, 0, 1)[:, None]
+            return torch.mul(*F.conv2d(x, kernels, weights[prefix + "bias"], padding=1, groups=x.shape[1]).chunk(2, 1))
         case Residual():
             return x + inner(x)
         case Concat():

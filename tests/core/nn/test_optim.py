@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import SGD, Adam, Muon, Parameter, clip
+from core.nn import SGD, Adam, Muon, Parameter, clip, norms, optim
 from core.nn.optim import NEWTON_SCHULZ, orthogonal
 from tests.core.nn.errors import refused
 
@@ -89,6 +89,59 @@ def test_a_matrix_of_many_decades_is_made_orthogonal_as_the_paper_says(shape: tu
     coarse = orthogonal(matrix.bfloat16())
     assert coarse.dtype == torch.float32
     torch.testing.assert_close(coarse, orthogonal(matrix.bfloat16().float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(20, 90), (90, 20), (31, 31)], ids=str)
+def test_matrices_at_once_are_made_orthogonal_as_one_by_one(shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator) -> None:
+    sizes = torch.tensor([1e-6, 1.0, 1e3, 0.0]).view(4, 1, 1)  # each has its own length, the last one none
+    matrices = (torch.randn(4, *shape, generator=generator, dtype=torch.float64) * sizes).to(dtype)
+    together = orthogonal(matrices)
+    for one, got in zip(matrices, together, strict=True):
+        torch.testing.assert_close(got, orthogonal(one), rtol=0, atol=1e-10 if dtype == torch.float64 else 1e-4)
+
+
+def test_muon_steps_the_same_with_all_of_one_shape_at_once(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [
+        ("a", (3, 3, 20, 24)),
+        ("b", (1, 1, 48, 17)),
+        ("c", (3, 3, 20, 24)),
+        ("d", (1, 1, 48, 17)),
+        ("e", (17, 48)),
+        ("f", (3, 3, 20, 24)),
+    ]
+    parameters = [Parameter(name, *torch.randn(2, *shape, generator=generator, dtype=torch.float64)) for name, shape in shapes]
+    copies = [p._replace(value=p.value.clone()) for p in parameters]
+    one_by_one, together = Muon(0.1), Muon(0.1)
+    expected = follow(one_by_one, parameters, 5)
+    sizes = list[int]()
+
+    def alike(derived: list[tuple[str, Tensor, Tensor]]) -> list[list[tuple[str, Tensor, Tensor]]]:
+        groups = [[each for each in derived if each[1].shape == shape] for shape in {each[1].shape: None for each in derived}]
+        sizes.extend(map(len, groups))
+        return groups
+
+    monkeypatch.setattr(optim, "_alike", alike)
+    for got, wanted in zip(follow(together, copies, 5), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    assert sizes == [3, 2] * 5
+    for name, mean in one_by_one.state().items():
+        torch.testing.assert_close(together.state()[name], mean, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_computed_at_once_is_of_one_shape_and_on_a_processor_alone() -> None:
+    on_a_processor, elsewhere = (
+        [(name, torch.zeros(shape, device=device), torch.zeros(0)) for name, shape in (("a", (2, 3)), ("b", (3, 2)), ("c", (2, 3)))]
+        for device in ("cpu", "meta")
+    )
+    assert [[name for name, _, _ in group] for group in optim._alike(on_a_processor)] == [["a"], ["b"], ["c"]]
+    assert [[name for name, _, _ in group] for group in optim._alike(elsewhere)] == [["a", "c"], ["b"]]
+
+
+def test_norms_are_each_derivatives_length(generator: torch.Generator) -> None:
+    parameters = matrices(generator)
+    expected = [math.sqrt(float(p.derivative.square().sum())) for p in parameters if p.derivative is not None]
+    assert norms(parameters).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_means_whose_derivatives_stay_away_end_at_zero(generator: torch.Generator) -> None:

@@ -6,14 +6,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import Concat, Conv2d, DepthToSpace, Module, NearestUpsampling, ReLU, Residual, Sequential, SpaceToDepth, Upsampling
-from tests.core.nn.nets import concatenating, noise2noise, unet
+from core.nn import (
+    Concat,
+    Conv2d,
+    DepthToSpace,
+    DepthwiseGate,
+    Gate,
+    Module,
+    NearestUpsampling,
+    ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
+    SpaceToDepth,
+    Upsampling,
+)
+from tests.core.nn.nets import concatenating, gated_block, noise2noise, unet
 
 G = torch.Generator().manual_seed(1)
 
 LAYERS: dict[str, tuple[Module, int, int, int]] = {
     "nothing": (Sequential(), 0, 0, 1),
     "ReLU": (ReLU(), 0, 0, 1),
+    "RMSNorm": (RMSNorm(), 0, 0, 1),
+    "Gate": (Gate(2), 0, 0, 1),
+    "DepthwiseGate": (DepthwiseGate(2, G), 1, 1, 1),
+    "a gated block at half resolution": (Sequential(SpaceToDepth(2), gated_block(DepthwiseGate(16, G), 16, G)), 3, 3, 2),
     "1x1": (Conv2d(4, 2, 1), 0, 0, 1),
     "3x3": (Conv2d(4, 2, 3, padding=1), 1, 1, 1),
     "4x4, uneven": (Conv2d(4, 2, 4, padding=1), 2, 2, 1),

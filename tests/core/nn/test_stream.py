@@ -9,10 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
+import core.networks
 from core import hardware, kernels
 from core.kernels import Ring
-from core.nn import Concat, Conv2d, DepthToSpace, Module, NearestUpsampling, ReLU, Residual, Sequential, Sigmoid, SpaceToDepth, Upsampling
+from core.nn import (
+    Concat,
+    Conv2d,
+    DepthToSpace,
+    DepthwiseGate,
+    Gate,
+    Module,
+    NearestUpsampling,
+    ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
+    Sigmoid,
+    SpaceToDepth,
+    Upsampling,
+)
 from core.nn.stream import Convolved, Stream
+from tests.core.nn.nets import gated_block
 
 
 def networks(g: torch.Generator) -> dict[str, Module]:
@@ -35,6 +52,21 @@ def networks(g: torch.Generator) -> dict[str, Module]:
         "a ReLU last in a skip": Residual(same(4), ReLU()),
         "an identity with a skip": Residual(),
         "skips in skips, more than are added at once": Residual(Residual(Residual(Residual(same(4))))),
+        "a gate": Gate(2),
+        "a depthwise gate": Sequential(DepthwiseGate(2, g), RMSNorm()),
+        "a depthwise gate last in a skip": Residual(Conv2d(4, 8, 1, generator=g), DepthwiseGate(4, g)),
+        "gated blocks": Sequential(
+            Conv2d(4, 16, 2, stride=2, generator=g),
+            Residual(
+                gated_block(DepthwiseGate(16, g), 16, g),
+                gated_block(Gate(16), 16, g),
+                Conv2d(16, 32, 2, stride=2, generator=g),
+                Residual(gated_block(DepthwiseGate(32, g), 32, g), gated_block(DepthwiseGate(32, g), 32, g)),
+                Conv2d(32, 64, 1, generator=g),
+                DepthToSpace(2),
+                gated_block(DepthwiseGate(16, g), 16, g),
+            ),
+        ),
         "blocks": Sequential(Conv2d(4, 16, 3, padding=1, generator=g), block(16), block(16)),
         "levels": Sequential(
             Conv2d(4, 16, 3, padding=1, generator=g),
@@ -74,11 +106,25 @@ def test_strips_give_what_the_whole_gives(name: str, strips: list[int], dtype: t
 
 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_with_kernels_they_are_the_same_to_the_bit(factors: torch.dtype, generator: torch.Generator) -> None:
-    network = networks(generator)["levels"].multiply_in(factors, hardware.activations(factors, torch.device("cpu")))
+@pytest.mark.parametrize("name", ["levels", "gated blocks"])
+def test_with_kernels_they_are_the_same_to_the_bit(name: str, factors: torch.dtype, generator: torch.Generator) -> None:
+    network = networks(generator)[name].multiply_in(factors, hardware.activations(factors, torch.device("cpu")))
     x = torch.randn(1, 96, 40, 4, generator=generator)
     if kernels.take(factors, x.device) is not None:
         assert torch.equal(streamed(network, x, [32] * 3), network(x))
+
+
+@pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("strips", [[32] * 3, [16, 64, 16]], ids=str)
+def test_the_gated_denoiser_gives_the_whole_pictures_answer_to_the_bit(
+    strips: list[int], factors: torch.dtype, generator: torch.Generator
+) -> None:
+    network = core.networks.gated(generator).multiply_in(factors, hardware.activations(factors, torch.device("cpu")))
+    x = torch.rand(1, 96, 24, 4, generator=generator)
+    if kernels.take(factors, x.device) is not None:
+        whole = network(x)
+        assert whole.shape == (1, 96, 24, 3)
+        assert torch.equal(streamed(network, x, strips), whole)
 
 
 @pytest.mark.parametrize(

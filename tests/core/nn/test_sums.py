@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from core.nn import convolution
+from core import kernels
+from core.nn import DepthwiseGate, Gate, convolution
 from core.nn.sums import LEAF, by_halves, leaf
+from tests.core.nn.oracles import by_engine
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
@@ -22,6 +24,25 @@ def test_a_batchs_derivatives_are_the_sums_of_its_shares(kernel: int, processes:
     shares = [of(slice(i, i + leaf())) for i in range(0, batch, leaf())]
     for whole, *parts in zip(of(slice(0, batch)), *shares, strict=True):
         assert torch.equal(whole, by_halves(lambda i: parts[i.start].clone(), 0, processes, 1))  # noqa: B023
+
+
+@pytest.mark.parametrize("way", ["the fastest", "plain"])
+@pytest.mark.parametrize("gate", [Gate(20), DepthwiseGate(20, torch.Generator().manual_seed(1))], ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_batchs_derivatives_by_a_gates_weights_are_the_sums_of_its_shares(
+    processes: int, gate: Gate | DepthwiseGate, way: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "plain":
+        monkeypatch.setattr(kernels, "take", lambda factors, device: None)
+    batch = processes * leaf()
+    x, dy = torch.randn(batch, 8, 12, 40, generator=generator), torch.randn(batch, 8, 12, 20, generator=generator)
+
+    def of(n: slice) -> dict[str, torch.Tensor]:
+        return {name: derivative.clone() for name, derivative in by_engine(gate, x[n], dy[n])[1].items() if name != "x"}
+
+    shares = [of(slice(i, i + leaf())) for i in range(0, batch, leaf())]
+    for name, whole in of(slice(0, batch)).items():
+        assert torch.equal(whole, by_halves(lambda i: shares[i.start][name].clone(), 0, processes, 1)), name  # noqa: B023
 
 
 @pytest.mark.parametrize("count", [1, 3, 6, 7, 12, 16])
