@@ -41,18 +41,21 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, bo
     return y.permute(0, 2, 3, 1)
 
 
-def assert_near(own: Kernels, got: Tensor, expected: Tensor) -> None:
-    """As near as the rounding of factors leaves it: by root mean square, and the worst number. Few numbers may all be unlucky."""
+def assert_near(own: Kernels, got: Tensor, expected: Tensor, roundings: int = 1) -> None:
+    """As near as the rounding of factors leaves it: by root mean square, and the worst number. Few numbers may all be unlucky.
+
+    roundings: of what is computed on the way and kept as an activation, and of the result.
+    """
     assert got.shape == expected.shape
     unit = max(expected.double().square().mean().sqrt().item(), 1e-3)
     off = (got.double() - expected.double()).div(unit)
     rms, most = off.square().mean().sqrt().item(), off.abs().max().item()
     few, many = {torch.float32: (2e-6, 2e-6), torch.bfloat16: (0.04, 0.013), torch.float16: (0.025, 0.007)}[own.factors]
-    limit = many if got.numel() > 1000 else few
+    limit = (many if got.numel() > 1000 else few) * roundings
     if torch.bfloat16 in (got.dtype, expected.dtype):
-        limit += 0.003
+        limit += 0.003 * roundings
     elif torch.float16 in (got.dtype, expected.dtype):
-        limit += 0.0004
+        limit += 0.0004 * roundings
     assert rms < limit, f"rms error {rms:.2e} of the output's, limit {limit:.0e}"
     assert most < 12 * limit, f"worst error {most:.2e} of the output's rms, limit {12 * limit:.0e}"
 
@@ -214,6 +217,78 @@ def test_windows_that_do_not_fill_the_picture_or_whole_vectors_are_not_aligned(o
     assert not own.aligned(torch.empty(1, 4, 6, vector - 1), torch.empty(1, 2, 3, vector), (2, 2))
     assert not own.aligned(torch.empty(1, 4, 6, vector), torch.empty(1, 2, 3, vector - 4), (2, 2))
     assert not own.aligned(torch.empty(1, 4, 6, vector), torch.empty(1, 5, 6, vector), (1, 1), 2)
+
+
+def given(own: Kernels, half: bool, *size: int, generator: torch.Generator) -> Tensor:
+    """An activation."""
+    return torch.randn(*size, generator=generator).to(own.narrow if half else torch.float32)
+
+
+def wanted(x: Tensor) -> Tensor:
+    """The same in float64, whose derivative is asked for."""
+    return x.double().requires_grad_()
+
+
+each_half = pytest.mark.parametrize("half", [False, True], ids=["float32", "of 16 bits"])
+
+
+@each_set
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 9), (1, 33, 17), (3, 1, 2)], ids=str)
+@pytest.mark.parametrize("C", [1, 16, 35, 64, 128], ids=lambda C: f"{C} channels")
+@pytest.mark.parametrize("filtered", [False, True], ids=["gate", "filtered"])
+@each_half
+def test_a_gate_and_its_derivatives_are_autograds(
+    own: Kernels, size: tuple[int, int, int], C: int, filtered: bool, half: bool, threads: int, generator: torch.Generator
+) -> None:
+    x, dy = given(own, half, *size, 2 * C, generator=generator), given(own, half, *size, C, generator=generator)
+    weight = torch.randn(3, 3, 2 * C, generator=generator) / 3 if filtered else None
+    bias = torch.randn(2 * C, generator=generator)
+    inside, weights, biases = wanted(x), None if weight is None else wanted(weight), wanted(bias)
+    before = inside
+    if weights is not None:
+        before = F.conv2d(inside.permute(0, 3, 1, 2), weights.permute(2, 0, 1)[:, None], padding=1, groups=2 * C).permute(0, 2, 3, 1)
+    multiplied = before + biases
+    y, kept = own.gate(x, weight, bias, keep=filtered)
+    first, second = multiplied.chunk(2, 3)
+    assert_near(own, y, (first * second).detach(), 2)
+    if filtered:
+        assert_near(own, kept, multiplied.detach())
+        multiplied = multiplied + (kept.double() - multiplied).detach()  # backward knows it as it was kept
+    first, second = multiplied.chunk(2, 3)
+    (first * second).backward(dy.double())
+    if weight is None or weights is None:
+        dx, _, dbias = own.gate_backward(dy, x, bias)
+    else:
+        dx, dweight, dbias = own.gate_backward(dy, kept, None, x, weight)
+        assert_near(own, dweight, weights.grad, 2)
+    assert_near(own, dx, inside.grad, 2)
+    assert_near(own, dbias, biases.grad, 2)
+
+
+@each_set
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 9), (1, 3, 40)], ids=str)
+@pytest.mark.parametrize("C", [3, 16, 35, 64, 256], ids=lambda C: f"{C} channels")
+@each_half
+def test_normalised_pixels_and_their_derivative_are_autograds(
+    own: Kernels, size: tuple[int, int, int], C: int, half: bool, threads: int, generator: torch.Generator
+) -> None:
+    x, dy, addend = (given(own, half, *size, C, generator=generator) for _ in range(3))
+    inside = wanted(x)
+    expected = F.rms_norm(inside, (C,), eps=1e-6)
+    expected.backward(dy.double())
+    y, scale = own.normalised(x, 1e-6, keep=True)
+    assert_near(own, y, expected.detach())
+    assert_near(own, own.normalised_backward(dy, y, scale, addend), inside.grad + addend, 3)
+
+
+@each_set
+@pytest.mark.parametrize("width", [1, 5, 17, 40])
+@pytest.mark.parametrize("channels", [(16, 32), (64, 128), (35, 20), (256, 64)], ids=str)
+@each_half
+def test_a_1x1_convolution_of_normalised_pixels(own: Kernels, width: int, channels: Pair, half: bool, generator: torch.Generator) -> None:
+    x, (_, weight, _) = given(own, half, 2, 3, width, channels[0], generator=generator), made(generator, 1, 1, 1, *channels, (1, 1))
+    got = run(own, 5 * x, weight, (1, 1), (0, 0, 0, 0), False, normal=1e-6)
+    assert_near(own, got, F.rms_norm(5 * x.double(), channels[:1], eps=1e-6) @ weight[0, 0].double())
 
 
 @each_set
