@@ -135,7 +135,8 @@ def test_a_chosen_picture_is_previewed_at_once_and_denoised_whole_on_demand(page
     shoot(page, "denoise-done")
     facts = page.locator(".facts").inner_text()
     assert re.search(
-        r"Noise level\s*σ \d\d\.\d\d\s*Model\s*gaussian-fine\s*Because\s*white noise: [\d.]+ of 255 [\w ,.]+\s*Device\s*cpu\s*Time\s*[\d.]+ m?s",
+        r"Noise level\s*σ \d\d\.\d\d\s*Model\s*gaussian-fine"
+        r"\s*Because\s*white noise: [\d.]+ of 255 [\w ,.]+\s*Device\s*cpu\s*Time\s*[\d.]+ m?s",
         facts,
     )
     assert page.evaluate("() => window.shifted") < 0.01
