@@ -92,9 +92,9 @@ class Photographs:
                 picture = _shrunk(picture, 2)
         if not self.pictures:
             raise DataError(f"none of {len(pictures)} pictures has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
-        self.patch, self.device = patch, torch.device(device)
+        self.patch, device = patch, torch.device(device)
         self.areas = torch.tensor([float(p.shape[0] * p.shape[1]) for p in self.pictures])
-        self._all: _Joined | None = None if self.device.type == "cpu" else _Joined(self.pictures, patch, self.device)
+        self._all: _Joined | None = None if device.type == "cpu" else _Joined(self.pictures, patch, device)
 
     def batch(self, size: int, generator: torch.Generator) -> Tensor:
         """(size, patch, patch, 3) float in [0, 1], each patch in one of its eight orientations."""
@@ -102,17 +102,13 @@ class Photographs:
         places = torch.rand(size, 2, generator=generator).tolist()
         turns = torch.randint(8, (size,), generator=generator).tolist()
         P = self.patch
+        sizes = [self.pictures[index].shape for index in chosen]
+        corners = [(int(v * (H - P + 1)), int(u * (W - P + 1))) for (H, W, _), (v, u) in zip(sizes, places, strict=True)]
         if self._all is not None:
-            corners = [
-                (int(v * (self.pictures[index].shape[0] - P + 1)), int(u * (self.pictures[index].shape[1] - P + 1)))
-                for index, (v, u) in zip(chosen, places, strict=True)
-            ]
             return self._all.cut(chosen, corners, turns).float().div_(255)
         out = torch.empty(size, P, P, 3, dtype=torch.uint8)
-        for i, (index, (v, u), turn) in enumerate(zip(chosen, places, turns, strict=True)):
-            picture = self.pictures[index]
-            y, x = int(v * (picture.shape[0] - P + 1)), int(u * (picture.shape[1] - P + 1))
-            cut = picture[y : y + P, x : x + P].rot90(turn % 4)
+        for i, (index, (y, x), turn) in enumerate(zip(chosen, corners, turns, strict=True)):
+            cut = self.pictures[index][y : y + P, x : x + P].rot90(turn % 4)
             out[i] = cut.flip(1) if turn >= 4 else cut
         return out.float().div_(255)
 

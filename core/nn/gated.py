@@ -44,10 +44,7 @@ class RMSNorm(Module):
     def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
         # with s = 1 / sqrt(mean(x**2) + EPSILON) and y = s x: dx = s (dy - y mean(dy y))
         y, scale = tape.pop()
-        if gpu.takes(y):
-            addend, *others = addends or (None,)
-            return finished(gpu.normalised_backward(dy, y, scale, addend), others)
-        if own := _kernels(y):
+        if own := gpu if gpu.takes(y) else _kernels(y):
             addend, *others = addends or (None,)
             return finished(own.normalised_backward(dy, y, scale, addend), others)
         wide, dwide = _wide(y), _wide(dy)
@@ -60,7 +57,7 @@ class RMSNorm(Module):
         if gpu.takes(given) or _kernels(given):
             out.put(self.forward(given))
         else:
-            in_pieces(lambda x, to: _normalised(_wide(x), to)[0], given, out)
+            _in_pieces(lambda x, to: _normalised(_wide(x), to)[0], given, out)
 
 
 class Gate(Module):
@@ -90,7 +87,7 @@ class Gate(Module):
     def by_rows(self, width: int, dtype: torch.dtype, device: torch.device) -> ByRows:
         """`forward` for pictures of that width that come by rows."""
         own = _kernels(torch.empty(0, dtype=dtype, device=device))
-        return own.gate_plan(None, self.bias, width) if own else lambda x, ends, out, addends: in_pieces(self._gated, x.rows(), out)
+        return own.gate_plan(None, self.bias, width) if own else lambda x, ends, out, addends: _in_pieces(self._gated, x.rows(), out)
 
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
         # y = a b: da = dy b, db = dy a; a bias adds to every pixel
@@ -154,7 +151,7 @@ class DepthwiseGate(Module):
             if gpu.takes(given):  # whose kernels know no border but the picture's
                 out.put(self.forward(pad(given, (*ends, 0, 0)))[:, EDGE:-EDGE])
             else:
-                in_pieces(lambda x, to: _product(self._filtered(pad(x, (0, 0, EDGE, EDGE))), to), given, out, ends, EDGE)
+                _in_pieces(lambda x, to: _product(self._filtered(pad(x, (0, 0, EDGE, EDGE))), to), given, out, ends, EDGE)
 
         return rows
 
@@ -213,7 +210,7 @@ def _normalised(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return torch.mul(x, scale, out=out), scale
 
 
-def in_pieces(compute: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, out: Ring, ends: Pair = (0, 0), edge: int = 0) -> None:
+def _in_pieces(compute: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, out: Ring, ends: Pair = (0, 0), edge: int = 0) -> None:
     """`compute` of (1, H, W, C) into `out`, by rows of which the last cache holds all that is made of them on the way.
 
     compute: of some rows, into the place that it is given, if it is. edge: so many rows it sees above and below those that come out; of
