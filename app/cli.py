@@ -254,6 +254,10 @@ def train(
     sigma_min: Annotated[float, typer.Option(min=0, max=255, help="Least noise, in 8-bit steps.")] = 0,
     sigma_max: Annotated[float, typer.Option(min=0, max=255, help="Most noise, in 8-bit steps.")] = 55,
     photographic: Annotated[float, typer.Option(min=0, max=1, help="Share of patches with a camera's noise, not Gaussian.")] = 0,
+    untold: Annotated[
+        float | None,
+        typer.Option(min=-255, max=255, help="What stands for a camera's level, unknown, in 8-bit steps; default: the parent's."),
+    ] = None,
     grey: Annotated[float, typer.Option(min=0, max=1, help="Share of patches that lose their colours.")] = 0.1,
     lr: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 1e-3,
     architecture: Annotated[
@@ -285,6 +289,7 @@ def train(
         patch=patch,
         sigma=(sigma_min / 255, sigma_max / 255),
         photographic=photographic,
+        untold=None if untold is None else untold / 255,
         grey=grey,
         lr=lr,
         architecture=architecture,

@@ -111,7 +111,8 @@ class Denoiser:
         self.network = ready(network)
         self._for_grey = self.network if grey is None else ready(grey)
         self.card, self.name, self.device, self.dtype = card, name, device, dtype
-        self.blind = bool(card.get("blind"))
+        self._untold = weights.untold(card)
+        self.blind = self._untold is not None
         self._grey_level = float(card.get("grey_level", 1.0))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
@@ -210,10 +211,10 @@ class Denoiser:
             if way.whole and strength <= 1 and self.is_clean(pixels, way.keep_going):
                 return (out if out is pixels else out.copy_(pixels)), 0.0
             if strength <= 1:
-                return out, self._by_strips(pixels, noise.UNTOLD, out, way, share=strength)
+                return out, self._by_strips(pixels, None, out, way, share=strength)
             once = _empty(pixels)
-            self._by_strips(pixels, noise.UNTOLD, once, way)
-            self._by_strips(once, noise.UNTOLD, once, way, share=strength - 1)
+            self._by_strips(pixels, None, once, way)
+            self._by_strips(once, None, once, way, share=strength - 1)
             found = self.found(pixels, once)
             return (out.copy_(once) if out is pixels else once), found
 
@@ -240,7 +241,7 @@ class Denoiser:
         for i in range(down * across):
             piece = pixels[_middle(i // across, down, H), _middle(i % across, across, W)]
             with torch.no_grad():
-                found = self._by_strips(piece, noise.UNTOLD, _empty(piece), _Way(noise.is_grey(piece), keep_going))
+                found = self._by_strips(piece, None, _empty(piece), _Way(noise.is_grey(piece), keep_going))
             found *= STEPS[pixels.dtype]
             squares += found**2
             if found >= 2 or squares >= down * across:
@@ -275,7 +276,7 @@ class Denoiser:
             seen = Region(across.start, down.start, across.stop - across.start, down.stop - down.start)
             once = self._part(pixels, seen, None, 1.0, way)
             with torch.no_grad():
-                self._by_strips(once, noise.UNTOLD, once, way, share=strength - 1)
+                self._by_strips(once, None, once, way, share=strength - 1)
             return once[rows, columns]
         around = pixels[down, across]
         return self._denoise(around, sigma, strength, _empty(around), way)[0][rows, columns]
@@ -290,16 +291,20 @@ class Denoiser:
         _check(pixels)
         return noise.estimate_gaussian(pixels)
 
-    def _by_strips(self, pixels: Tensor, level: float, out: Tensor, way: _Way, share: float = 1.0) -> float:
-        """Puts into `out`, which may be `pixels`, these with that `share` of the correction that the network makes when told `level`.
+    def _by_strips(self, pixels: Tensor, told: float | None, out: Tensor, way: _Way, share: float = 1.0) -> float:
+        """Puts into `out`, which may be `pixels`, these with that `share` of the correction that the network makes when it is `told` that
+        level, or, a blind one, none.
 
-        Returns the deviation of what was taken away.
+        Returns the deviation of what was taken away, if none was told.
         """
         H, W, _ = pixels.shape
         rows, columns = _mirror(H), _mirror(W)
         squares = 0.0
-        if way.grey and level != noise.UNTOLD:
-            level *= self._grey_level
+        if told is None:
+            assert self._untold is not None
+            level = self._untold
+        else:
+            level = told * self._grey_level if way.grey else told
         before: Tensor | None = None  # columns as they were, in front of a band
         if len(rows) > H or len(columns) > way.band:
             way.arrived(H)  # the last strip goes back over rows, or there are several bands
@@ -326,7 +331,7 @@ class Denoiser:
                 ready = passage.push(functools.partial(self._lay, here, level, scale))
                 ready = ready.cut(0, min(ready.height, H - done))
                 place = slice(done, done + ready.height), x.kept
-                squares += self._correct(pixels[place], share, ready, kept, way.grey, out[place], level == noise.UNTOLD)
+                squares += self._correct(pixels[place], share, ready, kept, way.grey, out[place], told is None)
                 done += ready.height
             before = after
             del passage, ready  # their memory is the next band's

@@ -2,8 +2,8 @@
 
 A source gives batches of (input, target, level) and measures a denoiser on what was held out. The network is told a level, so each method
 says which: with `clean` it is the deviation of the noise that was put on; with `pairs` and `noisy`, where nobody knows it, it is what a
-denoiser does that is given none: a blind one, whose parent was, is told nothing (`noise.UNTOLD`), any other what `noise.estimate_gaussian`
-finds in the whole picture, so that the next picture of that camera is met with the same.
+denoiser does that is given none: a blind one, whose parent was, is told nothing (`weights.untold`), any other what
+`noise.estimate_gaussian` finds in the whole picture, so that the next picture of that camera is met with the same.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Source(Protocol):
     """What the method assumes and whether it holds here, in words."""
     levels: str
     """How the level that the network is told comes about, in words."""
-    blind: bool
-    """Whether the model is to be told no level when it is given none."""
+    untold: float | None
+    """What a model that finds the level by itself has in its level map when it is given none; None for any other."""
     margin: float
     """By how many dB a figure must be above another to be called better."""
 
@@ -238,19 +238,19 @@ class Apart:
 class _Pictures:
     """Pictures as they are, nothing developed or shrunk: that would change their noise. Their levels are found once, when first needed."""
 
-    def __init__(self, pictures: Sequence[Tensor], blind: bool) -> None:
-        self.pictures, self._blind = pictures, blind
+    def __init__(self, pictures: Sequence[Tensor], untold: float | None) -> None:
+        self.pictures, self._untold = pictures, untold
         self._levels: dict[int, float] = {}
 
     def level(self, index: int) -> float:
         if index not in self._levels:
-            self._levels[index] = _level(self.pictures[index], self._blind)
+            self._levels[index] = _level(self.pictures[index], self._untold)
         return self._levels[index]
 
 
-def _level(picture: Tensor, blind: bool) -> float:
-    if blind:
-        return noise.UNTOLD
+def _level(picture: Tensor, untold: float | None) -> float:
+    if untold is not None:
+        return untold
     return noise.estimate_gaussian(picture.float()) * (noise.GREY_LEVEL if noise.is_grey(picture) else 1.0)
 
 
@@ -290,8 +290,8 @@ def _piece(picture: Tensor, multiple: int = MULTIPLE) -> Tensor:
     return picture[top : top + H, left : left + W].float()
 
 
-def _told(blind: bool) -> str:
-    return "no level is told, as with the parent" if blind else "the level told is estimated from each picture"
+def _told(untold: float | None) -> str:
+    return "the level told is estimated from each picture" if untold is None else "no level is told, as with the parent"
 
 
 def _held_out(count: int) -> list[int]:
@@ -336,9 +336,9 @@ class Pairs:
     margin = 0.0
     summary = "Learned from pairs of pictures of one camera, scanner or microscope; made for its noise."
 
-    def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, blind: bool = False) -> None:
-        self.size, self.steps, self.seed, self.blind = batch, steps, seed, blind
-        self.levels = _told(blind)
+    def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, untold: float | None = None) -> None:
+        self.size, self.steps, self.seed, self.untold = batch, steps, seed, untold
+        self.levels = _told(untold)
         paths = data.find(folders)
         found = pair([path.as_posix() for path in paths])
         if len(found.pairs) < 2:
@@ -347,7 +347,7 @@ class Pairs:
         shots = _read_pairs([(paths[a], paths[b]) for a, b in found.pairs], MOST_PIXELS)
         firsts, seconds = [one for one, _ in shots], [other for _, other in shots]
         held = _held_out(len(firsts))
-        self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], blind)) for i in held]
+        self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], untold)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
         dark, light = (0.0, 0.0) if self.clean else noise.at_the_ends((one, other) for one, other, _ in self._held)
         self.loss: Loss = MSE() if self.clean else Censored(dark, light)
@@ -356,7 +356,7 @@ class Pairs:
         self._turns = Apart.of(correlation(flat([one - other + 0.5 for one, other, _ in self._held], share=1))).turns
         rest = [i for i in range(len(firsts)) if i not in set(held)]
         both = [(firsts[i], seconds[i]) for i in rest] + ([] if self.clean else [(seconds[i], firsts[i]) for i in rest])
-        self._inputs, self._targets = _Pictures([one for one, _ in both], blind), [other for _, other in both]
+        self._inputs, self._targets = _Pictures([one for one, _ in both], untold), [other for _, other in both]
         self._cuts = _Cuts([(one.shape[0], one.shape[1]) for one, _ in both], patch)
         if not self._held or not self._cuts.areas.any():
             raise data.DataError(f"no pair has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
@@ -419,10 +419,12 @@ class Neighbours:
     margin = 0.1  # its figure is of halves, where a model may gain a little that it loses on whole pictures
     summary = "Learned from noisy pictures alone, of one camera, scanner or microscope; made for their noise."
 
-    def __init__(self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, ramp: bool, blind: bool = False) -> None:
+    def __init__(
+        self, folders: Sequence[Path], batch: int, patch: int, steps: int, seed: int, ramp: bool, untold: float | None = None
+    ) -> None:
         self.loss: Loss = MSE()
-        self.size, self.steps, self.seed, self.ramp, self.blind = batch, steps, seed, ramp, blind
-        self.levels = _told(blind)
+        self.size, self.steps, self.seed, self.ramp, self.untold = batch, steps, seed, ramp, untold
+        self.levels = _told(untold)
         paths = data.find(folders)
         if len(paths) < 2:
             raise data.DataError(f"{len(paths)} pictures were found: two are needed at least, one to train on and one to measure with")
@@ -430,9 +432,9 @@ class Neighbours:
         self.apart = Apart.of(correlation(flat(pictures[:: max(1, len(pictures) // 64)])))
         cell = 2 * self.apart.step
         held = _held_out(len(pictures))
-        self._held = [(_piece(pictures[i], cell * MULTIPLE), _level(pictures[i], blind)) for i in held]
+        self._held = [(_piece(pictures[i], cell * MULTIPLE), _level(pictures[i], untold)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
-        self._inputs = _Pictures([picture for i, picture in enumerate(pictures) if i not in set(held)], blind)
+        self._inputs = _Pictures([picture for i, picture in enumerate(pictures) if i not in set(held)], untold)
         largest = max(min(picture.shape[:2]) for picture in self._inputs.pictures)
         self.patch = min(patch, largest // cell // MULTIPLE * MULTIPLE)
         if not self._held or self.patch < MULTIPLE:

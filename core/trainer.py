@@ -43,8 +43,9 @@ class TrainingError(RuntimeError):
 class Recipe:
     """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
     in place of Gaussian noise (see `core.noise`), `grey` the share that loses its colours, `cleaner` the weights that first rid the
-    photographs of their own grain, all of method "clean" alone; `architecture` is that of new weights, and `initial` ones keep theirs;
-    sizes are in pixels, times in seconds.
+    photographs of their own grain, `untold` what a network that finds the level by itself has in its level map (None: what its parent has,
+    or `noise.UNTOLD`), all of method "clean" alone; `architecture` is that of new weights, and `initial` ones keep theirs; sizes are in
+    pixels, times in seconds.
     """
 
     data: tuple[Path, ...]
@@ -64,6 +65,7 @@ class Recipe:
     architecture: str = "unet"
     initial: Path | None = None
     cleaner: Path | None = None
+    untold: float | None = None
     validation: Path | None = None
     evaluate_every: int = 500
     checkpoint_seconds: float = 180.0
@@ -89,6 +91,12 @@ class Recipe:
         for name in ("photographic", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise TrainingError(f"{name} (={getattr(self, name)}) must be a share from 0 to 1: try 0.3")
+        if self.untold is not None and not self.photographic:
+            raise TrainingError(
+                f"untold (={self.untold}) is for photographic (={self.photographic}) above 0: otherwise every level is told"
+            )
+        if self.untold is not None and not -1 <= self.untold <= 1:
+            raise TrainingError(f"untold (={self.untold}) must be from -1 to 1: 0.05 is a level of 12 in 8-bit steps")
         if not self.lr > 0:
             raise TrainingError(f"lr (={self.lr}) must be above 0: try 1e-3")
         if not self.clip > 0:
@@ -339,7 +347,7 @@ class _Run:
             "title": recipe.out.stem,
             "architecture": self.architecture,
             "summary": source.summary,
-            **({"blind": True} if source.blind else {}),
+            **({"blind": True, "untold": source.untold} if source.untold is not None else {}),
             "grey_level": round(noise.GREY_LEVEL, 4),
             "multiply_adds_a_pixel": round(multiply_adds(self.network)),
             "weights": sum(p.value.numel() for p in self.network.param()),
@@ -450,7 +458,7 @@ class _Clean:
             self.validation = [picture.mean(2, keepdim=True).expand_as(picture) for picture in self.validation]
         low, high = recipe.sigma
         self.level = 25 / 255 if low <= 25 / 255 <= high else (low + high) / 2
-        self.blind = recipe.photographic > 0
+        self.untold = _untold(recipe) if recipe.photographic else None
         self.what = (
             "PSNR in dB, a camera's noise put on"
             if recipe.photographic == 1
@@ -458,15 +466,15 @@ class _Clean:
         )
         self.summary = (
             "Removes a camera's noise from photographs, and finds its level by itself."
-            if self.blind
+            if self.untold is not None
             else "Removes white Gaussian noise of a known or estimated level from photographs."
         )
         self.levels = f"Gaussian, sigma {low * 255:g} to {high * 255:g} in 8-bit steps, uniform" + (
-            f"; a camera's in {recipe.photographic:.0%}, the level told in {noise.TOLD:.0%}" * self.blind
+            f"; a camera's in {recipe.photographic:.0%}, the level told in {noise.TOLD:.0%}" * (self.untold is not None)
         )
 
     def batches(self, first: int, denoise: methods.Denoise, share: slice) -> Iterator[methods.Batch]:
-        return _batches(self.recipe, self.pictures, first, share)
+        return _batches(self.recipe, self.pictures, first, share, noise.UNTOLD if self.untold is None else self.untold)
 
     def measure(self, denoise: methods.Denoise) -> float:
         """Mean PSNR in dB, the same noise each time."""
@@ -491,13 +499,21 @@ class _Clean:
         return noisy, scene, noise.level_of(noisy - scene)
 
 
+def _untold(recipe: Recipe) -> float:
+    """What stands in a level map where nothing is told."""
+    if recipe.untold is not None:
+        return recipe.untold
+    parents = None if recipe.initial is None else weights.untold(weights.load(recipe.initial)[1])
+    return noise.UNTOLD if parents is None else parents
+
+
 def _source(recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device) -> methods.Source:
-    blind = recipe.initial is not None and bool(weights.load(recipe.initial)[1].get("blind"))  # the level that its parent is used to
+    untold = None if recipe.initial is None else weights.untold(weights.load(recipe.initial)[1])  # the level that its parent is used to
     if recipe.method == "pairs":
-        return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, blind)
+        return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, untold)
     if recipe.method == "noisy":
         ramp = recipe.initial is None  # at first it knows no picture whose neighbours could be compared
-        return methods.Neighbours(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, ramp, blind)
+        return methods.Neighbours(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, ramp, untold)
     return _Clean(recipe, cleaner, device)
 
 
@@ -542,7 +558,9 @@ def _whole(picture: Tensor) -> Tensor:
     return picture[:H, :W].float() / 255
 
 
-def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(
+    recipe: Recipe, pictures: data.Photographs, first: int, share: slice = slice(None), untold: float = noise.UNTOLD
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(noisy, clean, sigma) of each step from `first` on, and of each batch that share.
 
     Made in the training thread, with all cores: it takes 4 % of a step, a sixth with a camera's noise, and a second thread's parallel
@@ -553,8 +571,7 @@ def _batches(recipe: Recipe, pictures: data.Photographs, first: int, share: slic
         clean = data.vary(pictures.batch(recipe.batch, generator), generator, recipe.grey)
         low, high = recipe.sigma
         sigma = (low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)).to(clean.device)
-        clean = noise.soften(noise.enlarge(clean, generator), generator) if recipe.photographic else clean
-        noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator)
+        noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator, untold)
         yield noisy[share], clean[share], sigma[share]
 
 

@@ -16,6 +16,7 @@ import safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from core import noise
 from core.networks import ARCHITECTURES
 from core.nn import Module
 
@@ -63,6 +64,11 @@ def _filled(network: Module, values: Mapping[str, Tensor], where: str) -> Module
     except ValueError as wrong:
         raise WeightsError(f"{where}: {wrong}") from None
     return network
+
+
+def untold(card: Card) -> float | None:
+    """What a blind model, by its card, has in its noise-level map where the level is not told; None for one that is not blind."""
+    return float(card.get("untold", noise.UNTOLD)) if card.get("blind") else None
 
 
 def write(path: Path, values: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

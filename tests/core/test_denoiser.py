@@ -246,6 +246,14 @@ class TestBlind:
         noisy = photo(16, 24)
         torch.testing.assert_close(blind(noisy), by_hand(blind.network, noisy, noise.UNTOLD), atol=1e-6, rtol=0)
 
+    def test_what_stands_for_no_level_is_what_its_card_says(self, generator: torch.Generator) -> None:
+        noisy = photo(16, 24)
+        blind = Denoiser(small(generator), {"blind": True, "untold": SIGMA, "grey_level": 2.0}, "made", CPU, torch.float32)
+        torch.testing.assert_close(blind(noisy), by_hand(blind.network, noisy, SIGMA), atol=1e-6, rtol=0)
+        grey = noisy[..., :1].expand(-1, -1, 3)  # there, too: it is no level that could weigh more
+        expected = by_hand(blind.network, grey, SIGMA).mean(2)
+        torch.testing.assert_close(blind(grey)[..., 0], expected, atol=1e-6, rtol=0)
+
     def test_a_level_given_by_hand_is_told(self, blind: Denoiser) -> None:
         noisy = photo(16, 24)
         torch.testing.assert_close(blind(noisy, SIGMA, strength=0.5), by_hand(blind.network, noisy, SIGMA / 2), atol=1e-6, rtol=0)

@@ -147,13 +147,29 @@ class TestPhotographic:
         assert share[0, 0, 16:48, 80:112].mean().item() == pytest.approx(0.25 + 0.75 * 4 / 5, abs=0.02)
         assert share[1].flatten().tolist() == pytest.approx([1.0] * 64 * 128)
 
-    def test_even_parts_of_cameras_pictures_have_less_noise(self, generator: torch.Generator) -> None:
+    def test_even_parts_of_cameras_pictures_have_less_noise(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         """On average over cameras: all but those that reduce no noise or spare nothing."""
+        monkeypatch.setattr(noise, "SHRUNK", 1.0)  # the scene as it is
         squares = (torch.arange(64)[:, None] // 2 + torch.arange(64) // 2) % 2 - 0.5
         scene = (0.5 + torch.cat((torch.zeros(64, 64), 0.3 * squares), 1)).view(1, 64, 128, 1).expand(48, -1, -1, 3)
         added = noise.add_photographic(scene, generator)[0] - scene
         even, busy = (added[:, 8:-8, left : left + 48].square().mean((1, 2, 3)).mean() for left in (8, 72))
         assert busy > 1.5 * even
+
+    def test_scenes_at_full_size_are_soft_and_shrunk_ones_as_they_were(
+        self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(noise, "COMPRESSED", (0.0, 0.0))
+        scenes = torch.rand(80, 16, 24, 3, generator=generator)
+        noisy, shown = noise.add_photographic(scenes, generator)
+        same = (shown == scenes).flatten(1).all(1)
+        assert 12 <= same.sum() <= 40
+
+        def rough(pictures: Tensor) -> Tensor:
+            return pictures.diff(dim=2).square().mean((1, 2, 3))
+
+        assert (rough(shown) < 0.9 * rough(scenes))[~same].all()
+        assert ((noisy - shown).square().mean((1, 2, 3)) < (noisy - scenes).square().mean((1, 2, 3)))[~same].all()
 
     def test_noise_of_neighbours_goes_together_as_white_noise_does_not(self, generator: torch.Generator) -> None:
         added = noise.add_photographic(torch.full((64, 64, 64, 3), 0.4), generator)[0] - 0.4
@@ -216,6 +232,7 @@ class TestJpeg:
 
     def test_a_scene_whose_colours_were_halved_is_given_so(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(noise, "_through_jpeg", lambda steps, *others: steps)
+        monkeypatch.setattr(noise, "SHRUNK", 1.0)
         scenes = torch.rand(64, 16, 16, 3, generator=generator).mul_(0.5).add_(0.25)
         _, shown = noise.add_photographic(scenes, generator)
         changed = (shown != scenes).flatten(1).any(1)
@@ -240,35 +257,30 @@ class TestJpeg:
 
 
 class TestSoften:
-    def test_some_pictures_are_blurred_and_the_others_left(self, generator: torch.Generator) -> None:
+    def test_pictures_are_blurred_by_one_pixel_and_a_half_at_most(self, generator: torch.Generator) -> None:
         point = torch.zeros(60, 21, 25, 3)
         point[:, 10, 12] = 1
         soft = noise.soften(point, generator)
         torch.testing.assert_close(soft.sum((1, 2)), torch.ones(60, 3), atol=1e-4, rtol=0)
         spread = (soft.sum(2)[..., 0] * (torch.arange(21.0) - 10) ** 2).sum(1).sqrt()
-        blurred = spread > 0.05
-        assert 15 <= blurred.sum() <= 45
-        torch.testing.assert_close(soft[~blurred], point[~blurred], atol=1e-4, rtol=0)
-        assert spread.max() < 1.55
+        assert 0.1 < spread.min() < 0.5  # the least of them is hardly one
+        assert 1.3 < spread.max() < 1.55
 
     def test_grey_stays_grey(self, generator: torch.Generator) -> None:
         assert all(noise.is_grey(picture) for picture in noise.soften(photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3), generator))
 
 
 class TestEnlarge:
-    def test_some_pictures_show_their_middle_larger_and_the_others_all_of_it(self, generator: torch.Generator) -> None:
+    def test_pictures_show_their_middle_larger_up_to_four_times(self, generator: torch.Generator) -> None:
         slope = torch.linspace(0.2, 0.8, 40).view(1, 1, 40, 1).expand(60, 32, 40, 3)
         large = noise.enlarge(slope, generator)
         assert large.shape == slope.shape
         rise = (large[:, :, 24] - large[:, :, 15]).mean((1, 2)) / (slope[0, 0, 24, 0] - slope[0, 0, 15, 0])
-        enlarged = rise < 0.99
-        assert 18 <= enlarged.sum() <= 42
-        torch.testing.assert_close(large[~enlarged], slope[~enlarged], atol=0.01, rtol=0)
         assert 0.25 <= rise.min() < 0.35
+        assert 0.8 < rise.max() <= 1.001
         torch.testing.assert_close(large.mean((1, 2, 3)), torch.full((60,), 0.5), atol=1e-3, rtol=0)  # its middle
 
     def test_it_is_the_cubic_that_pillow_has(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(noise, "ENLARGED", 1.0)
         monkeypatch.setattr(noise, "ENLARGEMENT", (2.0, 2.0))
         picture = photo(32, 32)
         ours = noise.enlarge(picture[None], generator)[0]

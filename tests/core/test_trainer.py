@@ -545,6 +545,10 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
     for name in ("photographic", "grey"):
         for share in (-0.1, 1.1, math.nan):
             yield {name: share}, f"{name} (={share}) must be a share from 0 to 1: try 0.3"
+    yield {"untold": 0.05}, "untold (=0.05) is for photographic (=0.0) above 0: otherwise every level is told"
+    for untold in (-1.5, 1.5, math.nan):
+        told = f"untold (={untold}) must be from -1 to 1: 0.05 is a level of 12 in 8-bit steps"
+        yield {"untold": untold, "photographic": 0.5}, told
     for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
     yield {"architecture": "resnet"}, "architecture (=resnet) must be one of unet, gated"
@@ -559,6 +563,23 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
         yield {"clip": clip}, f"clip (={clip}) must be above 0: try 0.3"
     for out in ("model", "model.md", "model.checkpoint"):
         yield {"out": Path(out)}, f"out (={out}) must be a file that ends in .safetensors: try model.safetensors"
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, noise.UNTOLD), (12 / 255, 12 / 255)])
+def test_what_stands_for_no_level_is_in_the_batches_and_in_the_card_and_is_handed_on(
+    recipe: Make, asked: float | None, kept: float
+) -> None:
+    first = recipe(photographic=1.0, untold=asked, steps=1, batch=8, evaluate_every=1)
+    run(first)
+    card = weights.load(first.out)[1]
+    assert (card["blind"], card["untold"]) == (True, kept)
+    child = recipe(photographic=1.0, initial=first.out, steps=1, batch=8, out=first.out.with_name("child.safetensors"))
+    run(child)
+    assert weights.load(child.out)[1]["untold"] == kept
+    for made in (first, child):
+        source = trainer._source(made, None, torch.device("cpu"))
+        _, _, level = next(source.batches(0, lambda noisy, level: noisy, slice(None)))
+        assert (level == torch.tensor(kept)).any()
 
 
 @pytest.mark.parametrize(("changed", "message"), [pytest.param(*each, id=str(each[0])) for each in wrong()])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core import WeightsError, networks, weights
+from core import WeightsError, networks, noise, weights
 from tests.core.made import photo, refused, small
 
 pytestmark = pytest.mark.usefixtures("small_unet")
@@ -196,6 +196,13 @@ def test_a_value_that_is_no_number(tmp_path: Path, bad: float) -> None:
     message = f"{path}: `1.weight` holds NaN or infinity: take an earlier copy of the file or train again"
     with refused(WeightsError, message):
         weights.load(path)
+
+
+def test_what_stands_for_no_level() -> None:
+    assert weights.untold({}) is None
+    assert weights.untold({"untold": 0.05}) is None  # it is told each
+    assert weights.untold({"blind": True}) == noise.UNTOLD  # of weights that are older than others
+    assert weights.untold({"blind": True, "untold": 0.05}) == 0.05
 
 
 def test_the_card_is_a_page_for_people() -> None:
