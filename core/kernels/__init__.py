@@ -180,7 +180,7 @@ class Kernels:
 
     def pack(self, weight: Tensor, winograd: bool, turned: bool = False) -> Tensor:
         """(A, B, C, F) as `convolve` takes it. turned: by 180 degrees and C and F exchanged, for a data gradient (Winograd's only)."""
-        weight = weight.detach().float().contiguous()
+        weight = _floats(weight)
         A, B, C, F = weight.shape
         how = self.lanes, self.factors == torch.float16
         if not winograd:
@@ -221,15 +221,15 @@ class Kernels:
         A, B, _, F = shape
         Ho, Wo = (H + border[0] + border[1] - A) // stride[0] + 1, (W + border[2] + border[3] - B) // stride[1] + 1
         rows, columns = Ho * scale - crop[0] - crop[1], Wo * scale - crop[2] - crop[3]
-        y = out or Ring(torch.empty(N, rows, columns, F // scale**2, dtype=yields or x.dtype), 0, rows)
-        given = [_ring(t) for t in (*addends, *([] if mask is None else [mask]))]
-        for t in given:
-            if t.shape != y.shape:
-                raise ValueError(f"f(x) has shape {tuple(y.shape)} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
+        size = N, rows, columns, F // scale**2
+        y = out or Ring(torch.empty(size, dtype=yields or x.dtype), 0, rows)
+        for t in addends if mask is None else (*addends, mask):
+            if t.shape != size:
+                raise ValueError(f"f(x) has shape {size} and x {tuple(t.shape)}: the layers of a Residual must keep the shape")
         plan = self.plan(
             packed, shape, W, stride, border[2:], winograd=winograd, bias=bias, scale=scale, crop=crop, relu=relu, normal=normal
         )
-        plan(_ring(x), border[:2], y, given[: len(addends)], None if mask is None else given[-1])
+        plan(_ring(x), border[:2], y, [_ring(t) for t in addends], None if mask is None else _ring(mask))
         return y.data
 
     def plan(
@@ -278,7 +278,10 @@ class Kernels:
         dw = torch.empty(shares, A, B, C, F)
         x, dy = x.contiguous(), dy.contiguous()
         self._run("windows_gradient", _rows(_ring(x)), _rows(_ring(dy)), dw.data_ptr(), N, H // A, W // B, A, B, C, scale, F, shares)
-        return dw.sum(0).mul_(unit)
+        total = dw[0]
+        for other in dw[1:]:
+            total += other
+        return total if unit == 1 else total.mul_(unit)
 
     def aligned(self, x: Tensor, dy: Tensor, kernel: Pair, scale: int = 1) -> bool:
         """Whether `windows_gradient` can be computed: windows fill the picture, and a row of one is whole vectors."""
@@ -308,7 +311,7 @@ class Kernels:
         their halves, each with its bias added.
         """
         F = len(bias) // 2
-        filter, side = (torch.empty(0), 0) if weight is None else (weight.detach().float().contiguous(), 1)
+        filter, side = (torch.empty(0), 0) if weight is None else (_floats(weight), 1)
         what, kernel = ("gate", 1) if weight is None else ("depthwise_gate", 3)
         return Plan(
             self._call[what], _JOBS[what](), filter, (kernel, kernel, 2 * F, F), width, (1, 1), (side, side), bias, 1, (0, 0, 0, 0), False
@@ -528,6 +531,11 @@ _JOBS = {
 """As in jobs.h."""
 _NARROW = {"lay", "correct", "adam", "winograd_weights", "direct_weights", "gradient_weights"}
 """Of these, what knows no float16, and is computed for it by another set."""
+
+
+def _floats(x: Tensor) -> Tensor:
+    """In float32, one number after another."""
+    return x if x.dtype == torch.float32 and x.is_contiguous() else x.detach().float().contiguous()
 
 
 def _up(n: int, to: int) -> int:

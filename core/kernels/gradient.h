@@ -16,6 +16,11 @@ enum { TURNED = 1 }; /* its left sides have each channel's tiles side by side: t
 #else
 enum { TURNED = 0 };
 #endif
+#if defined(CLEARFOLD_AVX512FP16)
+enum { NEAR = 0 }; /* what comes next would take the place, in its first cache, of what is multiplied now */
+#else
+enum { NEAR = 1 };
+#endif
 
 /* Elements from one tile's row of v to the next, and from one point to the next: a line more, lest all meet in one set of the cache. */
 INLINE long NAME(gradient_row)(long Cp) { return Cp + LINE / PAIR; }
@@ -126,7 +131,7 @@ INLINE void NAME(part_gradient)(const clearfold_gradient *job, float *du, long s
     int more = piece > 0;
     long next = first ? at_tile - stretch : at_tile + stretch, behind = next < start ? 0 : stop - next < stretch ? stop - next : stretch;
     for (int k = 0; k < points; k++) {
-      for (long t = k * behind / points; t < (k + 1) * behind / points; t++) { /* memory has little to do meanwhile */
+      for (long t = k * behind / points; NEAR && t < (k + 1) * behind / points; t++) { /* memory has little to do meanwhile */
         place at = place_of(next + t, across, down);
         NAME(bring_block_near)(&job->x, x_half, job->H, job->W, job->C, at);
         NAME(bring_block_near)(&job->dy, dy_half, job->Ho, job->Wo, job->F, at);

@@ -294,24 +294,24 @@ def weight_gradient(
     if scale > 1 and not in_place:
         dy = products.space_to_depth(dy, (scale, scale))
 
-    def part(n: slice) -> Tensor:
+    def of(x: Tensor, dy: Tensor) -> Tensor:
         if own is not None and in_place:
-            return own.windows_gradient(x[n], dy[n], kernel, scale, float(unit))
+            return own.windows_gradient(x, dy, kernel, scale, float(unit))
         if own is not None and kernel == (3, 3) and stride == (1, 1) and min(x.shape[3], dy.shape[3]) >= FEWEST:
-            return own.weight_gradient(x[n], dy[n], border, float(unit))
+            return own.weight_gradient(x, dy, border, float(unit))
         # Where kernels have no fast bfloat16, its products would be slower still; in float16 they would sum in it.
         exactly = own is not None and own.factors != torch.bfloat16
-        return products.weight_gradient(x[n], dy[n], kernel, stride, border, torch.float32 if exactly else factors) * unit
+        return products.weight_gradient(x, dy, kernel, stride, border, torch.float32 if exactly else factors) * unit
 
-    return by_halves(part, 0, len(x), leaf()) if factors == torch.float32 else part(slice(None))
+    return by_halves(lambda n: of(x[n], dy[n]), 0, len(x), leaf()) if factors == torch.float32 else of(x, dy)
 
 
 def bias_gradient(dy: Tensor, dtype: torch.dtype, unit: float | Tensor = 1.0) -> Tensor:
     """`dbias[f] = unit * sum over n, i, j of dy[n, i, j, f]`: a row's in float32 at least, theirs in float64, so in nearly no order at
     all.
     """
-    rows = torch.promote_types(dy.dtype, torch.float32)  # float64 from the start would first write down each number as one
-    return by_halves(lambda n: dy[n].sum(2, dtype=rows).sum((0, 1), dtype=torch.float64).mul(unit).to(dtype), 0, len(dy), leaf())
+    rows = dy.sum(2, dtype=torch.promote_types(dy.dtype, torch.float32))  # float64 from the start would first write down each number as one
+    return by_halves(lambda n: rows[n].sum((0, 1), dtype=torch.float64).mul_(unit).to(dtype), 0, len(dy), leaf())
 
 
 def data_gradient(

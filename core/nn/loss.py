@@ -26,11 +26,11 @@ class L1:
     """`mean(|p - t|)`; the derivative at 0 is 0."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return _difference(prediction, target).abs().mean(dtype=torch.float64)
+        return _difference(prediction, target).abs_().mean(dtype=torch.float64)
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dp mean(|p - t|) = sign(p - t) / number of elements
-        return _difference(prediction, target).sign().div(prediction.numel()).to(prediction.dtype)
+        return _difference(prediction, target).sign_().div_(prediction.numel()).to(prediction.dtype)
 
 
 class Charbonnier:

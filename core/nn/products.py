@@ -106,6 +106,8 @@ def transposed(weight: Tensor, stride: Pair) -> Tensor:
     """
     (S, T), (A, B, C, F) = stride, weight.shape
     J, L = -(-A // S), -(-B // T)  # taps of one phase
+    if stride == (A, B):
+        return weight.permute(3, 0, 1, 2).reshape(1, 1, F, S * T * C)
     phases = pad(weight.reshape(1, A, B, C * F), (0, J * S - A, 0, L * T - B)).view(J, S, L, T, C, F)
     return phases.flip(0, 2).permute(0, 2, 5, 1, 3, 4).reshape(J, L, F, S * T * C)
 

@@ -70,6 +70,8 @@ class Sequential(Module):
                 self._links[-1] = last._replace(scale=layer.scale)
             else:
                 self._links.append(_Link(layer))
+        self._first = next((i for i, link in enumerate(self._links) if link.layer.param()), len(self._links))
+        """The first that learns: what is in front of it needs no derivative, if the input needs none."""
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         return self.forward_then(x, tape)
@@ -95,23 +97,24 @@ class Sequential(Module):
         return self.backward_then(dy, tape)
 
     def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
-        dy = self._backward_to_first(dy, tape)
+        dy = self._backward_to(0, dy, tape)
         return self._links[0].backward(dy, tape, addends) if self._links else finished(dy, addends)
 
     def derive(self, dy: Tensor, tape: Tape) -> None:
-        dy = self._backward_to_first(dy, tape)
-        for link in self._links[:1]:
+        dy = self._backward_to(self._first, dy, tape)
+        for link in self._links[self._first : self._first + 1]:
             link.derive(dy, tape)
+        tape.clear()  # of what is in front
 
-    def _backward_to_first(self, dy: Tensor, tape: Tape) -> Tensor:
-        """The derivative by what the first layer put out before its ReLU."""
+    def _backward_to(self, first: int, dy: Tensor, tape: Tape) -> Tensor:
+        """The derivative by what that layer put out before its ReLU."""
         done = False  # the ReLU behind the layer, by the layer behind that
-        for i in reversed(range(len(self._links))):
+        for i in reversed(range(first, len(self._links))):
             link = self._links[i]
             if link.relu:
                 y = tape.pop()
                 dy = dy if done else masked(dy, y)
-            if i == 0:
+            if i == first:
                 break
             done = self._links[i - 1].relu and isinstance(link.layer, Convolution)
             dy = link.backward(dy, tape, rectified=done)
