@@ -289,6 +289,13 @@ class Kernels:
         grids = (dy.shape[1] // scale * A, dy.shape[2] // scale * B) == (H, W) and not (dy.shape[1] % scale or dy.shape[2] % scale)
         return grids and B * C % self.lanes == 0 and scale * dy.shape[3] % self.lanes == 0
 
+    def row_sums(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, C) in float32, summed up over W."""
+        N, H, W, C = x.shape
+        x, sums = x.contiguous(), torch.empty(N, H, C)
+        self._run("sums", _rows(_ring(x)), sums.data_ptr(), N, H, W, C)
+        return sums
+
     def normalised(self, x: Tensor, epsilon: float, keep: bool) -> tuple[Tensor, Tensor]:
         """(N, H, W, C) -> `x / sqrt(mean over C of x**2 + epsilon)`, and, if to `keep`, the factors, (N, H, W, 1)."""
         N, H, W, C = x.shape
@@ -522,6 +529,7 @@ _JOBS = {
     "depthwise_gate": _CONVOLUTION,
     "gate_gradient": _GATE_GRADIENT,
     "depthwise_gradient": _GATE_GRADIENT,
+    "sums": _job("x", "sums", "N H W C threads next"),
     "normal": _job("x y", "scale", "N H W C threads next", "epsilon"),
     "normal_gradient": _job("dy y addend dx", "scale", "N H W C threads next"),
     "lay": _job("y", "samples", "kind channels along rows columns threads next", "level one"),

@@ -182,3 +182,24 @@ void NAME(winograd_gradient)(clearfold_gradient *job) {
   job->next = 0;
   clearfold_team(NAME(gradient_body), job, job->threads);
 }
+
+/* The sums of each row's pixels: most of a bias's gradient. */
+INLINE void NAME(row_sums)(const clearfold_sums *job, long row, const int half) {
+  long C = job->C, at = clearfold_row(&job->x, row / job->H, row % job->H, job->W * C);
+  float *sums = job->sums + row * C;
+  memset(sums, 0, C * sizeof(float));
+  for (long j = 0; j < job->W; j++, at += C)
+    for (long c = 0; c < C; c += VW) NAME(sum_to)(sums + c, load_any(job->x.data, at + c, C - c, half), C - c);
+}
+
+static void NAME(sums_body)(void *p) {
+  clearfold_sums *job = p;
+  for (long row; (row = clearfold_next(&job->next, job->N * job->H)) >= 0;)
+    if (job->x.half) NAME(row_sums)(job, row, 1);
+    else NAME(row_sums)(job, row, 0);
+}
+
+void NAME(sums)(clearfold_sums *job) {
+  job->next = 0;
+  clearfold_team(NAME(sums_body), job, job->threads);
+}

@@ -67,6 +67,12 @@ typedef struct {
 } clearfold_gate_gradient;
 
 typedef struct {
+  clearfold_rows x; /* (N, H, W, C) */
+  float *sums;      /* (N, H, C), over W */
+  long N, H, W, C, threads, next;
+} clearfold_sums;
+
+typedef struct {
   float *value, *m, *v;
   const float *d;
   float first, second, grown, rate, epsilon; /* 1 - b1, b2, 1 - b2^step, lr / (1 - b1^step) */

@@ -310,7 +310,9 @@ def bias_gradient(dy: Tensor, dtype: torch.dtype, unit: float | Tensor = 1.0) ->
     """`dbias[f] = unit * sum over n, i, j of dy[n, i, j, f]`: a row's in float32 at least, theirs in float64, so in nearly no order at
     all.
     """
-    rows = dy.sum(2, dtype=torch.promote_types(dy.dtype, torch.float32))  # float64 from the start would first write down each number as one
+    own = _kernel(dy.dtype, dy.device, dy.dtype)
+    # float64 from the start would first write down each number as one
+    rows = dy.sum(2, dtype=torch.promote_types(dy.dtype, torch.float32)) if own is None else own.row_sums(dy)
     return by_halves(lambda n: rows[n].sum((0, 1), dtype=torch.float64).mul_(unit).to(dtype), 0, len(dy), leaf())
 
 
