@@ -16,11 +16,6 @@ enum { TURNED = 1 }; /* its left sides have each channel's tiles side by side: t
 #else
 enum { TURNED = 0 };
 #endif
-#if defined(CLEARFOLD_AVX512FP16)
-enum { NEAR = 0 }; /* what comes next would take the place, in its first cache, of what is multiplied now */
-#else
-enum { NEAR = 1 };
-#endif
 
 /* Elements from one tile's row of v to the next, and from one point to the next: a line more, lest all meet in one set of the cache. */
 INLINE long NAME(gradient_row)(long Cp) { return Cp + LINE / PAIR; }

@@ -117,6 +117,14 @@ enum { CACHE = 1792 << 10, MOST = 64 }; /* of 2 MB, which each of its processors
 enum { CACHE = 1600 << 10, MOST = 30 }; /* about what a second cache holds, and a part of the third; tiles of a block */
 #endif
 
+/* Is what comes next brought near while products compute? In float16 it would take the place, in the first cache, of what they multiply, and
+ * of a batch in training most lies near enough. */
+#if defined(CLEARFOLD_AVX512FP16)
+enum { NEAR = 0 };
+#else
+enum { NEAR = 1 };
+#endif
+
 /* Where the rows of a tile's outputs begin, and those of what is done to them: y, two addends and a mask, NULL where there is none. Found
  * once a tile, for each of whose vectors it is asked twice. */
 enum { OUTPUT, ADDEND, ANOTHER, MASK, LINES };
@@ -200,7 +208,7 @@ static void NAME(winograd_body)(void *p) {
   factor *v = clearfold_scratch(POINTS * (point_v * sizeof(factor) + point_m * sizeof(partial)));
   partial *m = (partial *)(v + POINTS * point_v);
   const factor *u = job->u;
-  int plain = NAME(is_plain)(job) && F % VW == 0;
+  int plain = NAME(is_plain)(job) && F % VW == 0, near = NEAR || job->N == 1;
   begin_products();
   for (long first; (first = clearfold_next(&job->next, (tiles + T - 1) / T)) >= 0;) {
     first *= T;
@@ -225,7 +233,7 @@ static void NAME(winograd_body)(void *p) {
       for (int k = 0; k < POINTS; k++) {
         NAME(product)(v + k * point_v, Cp, u + k * NAME(point)(Cp, Fp) + f * Cp, depth, m + k * point_m, count, columns);
         for (long t = k * count / POINTS; t < (k + 1) * count / POINTS; t++) /* memory has little to do meanwhile */
-          if (lined[t]) NAME(bring_near)(job, outputs + t, f, columns * VW);
+          if (near && lined[t]) NAME(bring_near)(job, outputs + t, f, columns * VW);
       }
       for (long t = 0; t < count; t++)
         for (long j = 0; j < columns; j++) {

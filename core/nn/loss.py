@@ -26,7 +26,8 @@ class L1:
     """`mean(|p - t|)`; the derivative at 0 is 0."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return _difference(prediction, target).abs_().mean(dtype=torch.float64)
+        each = _difference(prediction, target).abs_()
+        return each.reshape(len(each), -1).mean(1).mean(dtype=torch.float64)  # twice as fast as all in float64
 
     def backward(self, prediction: Tensor, target: Tensor) -> Tensor:
         # d/dp mean(|p - t|) = sign(p - t) / number of elements
