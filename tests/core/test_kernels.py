@@ -268,7 +268,7 @@ def test_a_gate_and_its_derivatives_are_autograds(
 @each_set
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 9), (3, 1, 130)], ids=str)
 @pytest.mark.parametrize("C", [1, 12, 16, 35, 64, 130], ids=lambda C: f"{C} channels")
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "of 16 bits"])
+@each_half
 def test_rows_are_summed_in_float32(own: Kernels, size: tuple[int, int, int], C: int, half: bool, generator: torch.Generator) -> None:
     x = given(own, half, *size, C, generator=generator)
     sums = own.row_sums(x)
@@ -277,6 +277,7 @@ def test_rows_are_summed_in_float32(own: Kernels, size: tuple[int, int, int], C:
     torch.testing.assert_close(sums, x.double().sum(2).float(), rtol=1e-5, atol=2e-2 if rounded else 1e-4)
 
 
+@each_set
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 5, 9), (1, 3, 40)], ids=str)
 @pytest.mark.parametrize("C", [3, 16, 35, 64, 256], ids=lambda C: f"{C} channels")
 @each_half
