@@ -501,14 +501,16 @@ class _Clean:
 
 def _untold(recipe: Recipe) -> float:
     """What stands in a level map where nothing is told."""
-    if recipe.untold is not None:
-        return recipe.untold
-    parents = None if recipe.initial is None else weights.untold(weights.load(recipe.initial)[1])
-    return noise.UNTOLD if parents is None else parents
+    asked = _parents_untold(recipe) if recipe.untold is None else recipe.untold
+    return noise.UNTOLD if asked is None else asked
+
+
+def _parents_untold(recipe: Recipe) -> float | None:
+    return None if recipe.initial is None else weights.untold(weights.load(recipe.initial)[1])
 
 
 def _source(recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device) -> methods.Source:
-    untold = None if recipe.initial is None else weights.untold(weights.load(recipe.initial)[1])  # the level that its parent is used to
+    untold = _parents_untold(recipe)  # the level that its parent is used to
     if recipe.method == "pairs":
         return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, untold)
     if recipe.method == "noisy":
