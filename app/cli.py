@@ -261,7 +261,11 @@ def train(
     grey: Annotated[float, typer.Option(min=0, max=1, help="Share of patches that lose their colours.")] = 0.1,
     lr: Annotated[float, typer.Option(help="Learning rate after the warm-up.")] = 1e-3,
     architecture: Annotated[
-        str, typer.Option(help="unet, or gated, which is finer and a quarter as fast on a processor; initial weights keep theirs.")
+        str,
+        typer.Option(
+            help="unet; gated, which is finer and a quarter as fast on a processor; or deep, which is twice gated and can start from its "
+            "weights. Other initial weights keep theirs."
+        ),
     ] = "unet",
     initial: Annotated[Path | None, typer.Option(help="Weights to start from, instead of random ones.")] = None,
     cleaner: Annotated[Path | None, typer.Option(help="Weights that first rid the clean pictures of their own grain.")] = None,

@@ -77,24 +77,32 @@ def gated(generator: torch.Generator | None = None) -> Sequential:
 
     Without NAFNet's look at the whole picture, so that a picture can pass by strips, and with root-mean-square normalisation.
     """
-    g = generator
+    return _gated(1, generator)
+
+
+def deep(generator: torch.Generator | None = None) -> Sequential:
+    """`gated` with twice as many blocks: 11.6 M weights, 378 k multiply-adds a pixel. See `deepened`."""
+    return _gated(2, generator)
+
+
+def _gated(times: int, g: torch.Generator | None) -> Sequential:
     return Sequential(
         SpaceToDepth(2),
         Conv2d(16, 64, 3, padding=1, exact=True, generator=g),
         Residual(  # 1/2
-            *_gated_blocks(4, 64, g),
+            *_gated_blocks(4 * times, 64, g),
             Conv2d(64, 128, 2, stride=2, bias=False, generator=g),
             Residual(  # 1/4
-                *_gated_blocks(5, 128, g),
+                *_gated_blocks(5 * times, 128, g),
                 Conv2d(128, 256, 2, stride=2, bias=False, generator=g),
-                Residual(*_gated_blocks(11, 256, g)),  # 1/8
+                Residual(*_gated_blocks(11 * times, 256, g)),  # 1/8
                 Conv2d(256, 512, 1, bias=False, generator=g),
                 DepthToSpace(2),
-                *_gated_blocks(5, 128, g),
+                *_gated_blocks(5 * times, 128, g),
             ),
             Conv2d(128, 256, 1, bias=False, generator=g),
             DepthToSpace(2),
-            *_gated_blocks(4, 64, g),
+            *_gated_blocks(4 * times, 64, g),
         ),
         Conv2d(64, 12, 3, padding=1, gain=0.1, exact=True, generator=g),
         DepthToSpace(2),
@@ -112,6 +120,32 @@ def _gated_blocks(count: int, channels: int, g: torch.Generator | None) -> list[
     return blocks
 
 
+def deepened(network: Module, generator: torch.Generator | None = None) -> Sequential:
+    """`deep` with the weights of `network`, a `gated`, that computes the same: behind each block stands one that adds nothing yet, for
+    its last weights are 0 (as in Net2Net, Chen et al. 2016).
+    """
+    assert isinstance(network, Sequential)
+    larger = deep(generator)
+    _fill(larger, network)
+    return larger
+
+
+def _fill(larger: Sequential, smaller: Sequential) -> None:
+    given = iter(smaller.layers)
+    halves = 0  # of blocks, by now
+    for layer in larger.layers:
+        if isinstance(layer, Residual) and isinstance(layer.layers[0], RMSNorm):
+            halves += 1
+            if (halves - 1) % 4 >= 2:
+                layer.layers[-1].param()[0].value.zero_()
+                continue
+        ours = next(given)
+        if isinstance(layer, Sequential) and isinstance(ours, Sequential):
+            _fill(layer, ours)
+        else:
+            layer.load({p.name: p.value for p in ours.param()})
+
+
 def noise2noise(generator: torch.Generator | None = None) -> Sequential:
     """The small denoiser of the Noise2Noise experiment (see `core.reproduce`): (N, 32, 32, 3) -> (N, 32, 32, 3), both in [0, 1]."""
     g = generator
@@ -127,7 +161,7 @@ def noise2noise(generator: torch.Generator | None = None) -> Sequential:
     )
 
 
-ARCHITECTURES = {"unet": unet, "gated": gated}
+ARCHITECTURES = {"unet": unet, "gated": gated, "deep": deep}
 """The denoisers, by the name that a weights file carries."""
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from core import data, hardware, methods, metrics, noise, weights
 from core.data import GREY
-from core.networks import ARCHITECTURES, MULTIPLE, correct, has_room, multiply_adds
+from core.networks import ARCHITECTURES, MULTIPLE, correct, deepened, has_room, multiply_adds
 from core.nn import LogMSE, Module, Muon, Tape, clip, norms, scaling
 from core.ranks import ALONE, Alone, Failed, Lost
 from core.replay import Replay
@@ -239,6 +239,9 @@ class _Run:
     def started(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
         if recipe.initial is not None:
             network, card = weights.load(recipe.initial)
+            if (card["architecture"], recipe.architecture) == ("gated", "deep"):
+                network = deepened(network, torch.Generator().manual_seed(recipe.seed))
+                return cls(network, "deep", judge, device, ranks)
             return cls(network, card["architecture"], judge, device, ranks)
         network = ARCHITECTURES[recipe.architecture](torch.Generator().manual_seed(recipe.seed))
         return cls(network, recipe.architecture, judge, device, ranks)

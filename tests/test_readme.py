@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import socket
 import threading
 import zipfile
@@ -138,8 +139,10 @@ def test_every_curl_command_works(service: str, folder: Path) -> None:
 def test_every_clearfold_command_works(words: list[str], folder: Path) -> None:
     if words[1] == "train":
         words[words.index("--steps") + 1] = "2"  # of 7000
-    if "mine.safetensors" in words and words[1] == "evaluate":
-        (folder / "mine.safetensors").write_bytes((ROOT / "weights/gaussian.safetensors").read_bytes())
+    if words[1] == "evaluate":
+        shutil.copy(ROOT / "weights/gaussian.safetensors", folder / "mine.safetensors")
+    if "--initial" in words:
+        shutil.copy(ROOT / "weights/gaussian-fine.safetensors", folder / words[words.index("--initial") + 1])
     ran = CliRunner().invoke(cli, words[1:])
     assert ran.exit_code == 0, (words, ran.output, ran.exception)
 

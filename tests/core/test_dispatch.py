@@ -44,6 +44,7 @@ def subjects() -> Iterator[tuple[str, Callable[[], Module], tuple[int, int, int]
         yield f"small {name}", lambda make=make: make(torch.Generator()), (8, 12, 3)  # type: ignore[misc]
     yield "the denoiser", networks.unet, (16, 24, 4)
     yield "the gated denoiser", networks.gated, (16, 24, 4)
+    yield "the deep denoiser", networks.deep, (16, 24, 4)
     yield "the experiment's", networks.noise2noise, (16, 24, 3)
 
 

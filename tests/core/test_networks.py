@@ -1,10 +1,12 @@
 """The architectures, counted by hand."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from core import networks
-from core.nn import Conv2d, DepthToSpace, DepthwiseGate, Residual, Sequential, SpaceToDepth, Tape
+from core.nn import Conv2d, DepthToSpace, DepthwiseGate, Module, Residual, Sequential, SpaceToDepth, Tape
 from tests.core.made import photo
 
 
@@ -39,21 +41,41 @@ def gated_blocks(count: int, channels: int) -> tuple[int, int]:
     return count * (products + filters + 2 * 2 * channels), count * (products + filters)
 
 
-def test_the_gated_denoiser_has_the_weights_and_the_work_its_list_says() -> None:
-    half, quarter, eighth = (gated_blocks(*each) for each in ((8, 64), (10, 128), (11, 256)))
+@pytest.mark.parametrize(
+    ("make", "times", "told", "most"),
+    [(networks.gated, 1, (5_950_284, 194_936), 200_000), (networks.deep, 2, (11_556_684, 377_648), 400_000)],
+)
+def test_the_gated_denoisers_have_the_weights_and_the_work_their_lists_say(
+    make: Callable[[], Module], times: int, told: tuple[int, int], most: int
+) -> None:
+    half, quarter, eighth = (gated_blocks(times * count, channels) for count, channels in ((8, 64), (10, 128), (11, 256)))
     down, up = (4 * 64 * 128, 4 * 128 * 256), (128 * 256, 256 * 512)
     ends = 9 * 16 * 64, 9 * 64 * 12
-    network = networks.gated()
+    network = make()
     weights = sum(ends) + 64 + 12 + half[0] + quarter[0] + eighth[0] + sum(down) + sum(up)
-    assert sum(p.value.numel() for p in network.param()) == weights == 5_950_284
     work = (sum(ends) + half[1]) / 4 + (quarter[1] + down[0] + up[0]) / 16 + (eighth[1] + down[1] + up[1]) / 64
-    assert networks.multiply_adds(network) == work == 194_936 <= 200_000
+    assert (sum(p.value.numel() for p in network.param()), networks.multiply_adds(network)) == (weights, work) == told
+    assert work <= most
 
 
-def test_the_gated_denoiser_looks_as_far_as_counted_by_hand() -> None:
+def test_the_gated_denoisers_look_as_far_as_counted_by_hand() -> None:
     """A convolution's edge, a depthwise gate's in each block, and what lies beside a pixel in its block of 2x2, in steps of each grid."""
     down, up = 1 + 2 + 4, 1 + 2 + 4
     assert networks.gated().reach() == (down + up + 2 * (2 + 8) + 4 * 10 + 8 * 11, 1) == (162, 1)
+    assert networks.deep().reach() == (down + up + 2 * (2 + 16) + 4 * 20 + 8 * 22, 1) == (306, 1)
+
+
+def test_a_deepened_network_computes_the_same_and_can_learn_in_every_block() -> None:
+    network, x = networks.gated(torch.Generator().manual_seed(0)), torch.rand(1, 16, 24, 4)
+    deep = networks.deepened(network, torch.Generator().manual_seed(1))
+    tape: Tape = []
+    y = deep.forward(x, tape)
+    assert torch.equal(y, network.forward(x, []))
+    deep.backward(torch.ones_like(y), tape)
+    idle = [p.name for p in deep.param() if not p.value.count_nonzero() and p.value.ndim > 1]
+    assert len(idle) == 2 * (8 + 10 + 11)
+    learning = [p.name for p in deep.param() if p.derivative is not None and p.derivative.count_nonzero()]
+    assert set(idle) <= set(learning)
 
 
 def test_what_is_no_number_spreads_as_far_as_the_gated_denoiser_looks_and_no_farther() -> None:

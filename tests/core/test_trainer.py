@@ -495,7 +495,7 @@ class TestOfAnArchitecture:
         assert weights.read(parts.out)[1] == weights.read(whole.out)[1]
         assert_same_tensors(load_file(parts.checkpoint), load_file(whole.checkpoint))
 
-    @pytest.mark.parametrize("asked", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("asked", ["unet", "gated"])
     def test_initial_weights_keep_their_architecture_whatever_is_asked_for(self, recipe: Make, tmp_path: Path, asked: str) -> None:
         given = {p.name: p.value for p in small_gated(torch.Generator().manual_seed(77)).param()}
         weights.save(tmp_path / "given.safetensors", given, {"architecture": "gated"})
@@ -505,6 +505,20 @@ class TestOfAnArchitecture:
         assert weights.load(it.out)[1]["architecture"] == "gated"
         assert weights.read(it.checkpoint)[1]["architecture"] == "gated"
         assert load_file(it.out).keys() == given.keys()
+
+    def test_initial_weights_of_the_gated_denoiser_become_the_deep_ones_that_are_asked_for(
+        self, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(networks.ARCHITECTURES, "gated", networks.gated)
+        given = {p.name: p.value for p in networks.gated(torch.Generator().manual_seed(77)).param()}
+        weights.save(tmp_path / "given.safetensors", given, {"architecture": "gated"})
+        it = recipe(initial=tmp_path / "given.safetensors", architecture="deep", steps=2)
+        run_until(1, it)
+        assert [p.step for p in run(it, resume=True)] == [2]
+        network, card = weights.load(it.out)
+        assert (card["architecture"], card["multiply_adds_a_pixel"]) == ("deep", 377648)
+        learned = [p.name for p in network.param() if p.value.ndim > 1 and p.value.count_nonzero()]
+        assert len(learned) == len([p for p in network.param() if p.value.ndim > 1])
 
     def test_a_checkpoint_of_a_time_with_one_architecture_is_of_that(self, recipe: Make, tmp_path: Path) -> None:
         whole, it = recipe(out=tmp_path / "whole" / "m.safetensors"), recipe()
@@ -551,7 +565,7 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
         yield {"untold": untold, "photographic": 0.5}, told
     for sigma in ((-0.1, 0.2), (0.3, 0.2), (0.0, 1.5), (0.0, math.nan)):
         yield {"sigma": sigma}, f"sigma (={sigma}) must be a range inside [0, 1]: (0, 0.2) is 0 to 51 in 8-bit steps"
-    yield {"architecture": "resnet"}, "architecture (=resnet) must be one of unet, gated"
+    yield {"architecture": "resnet"}, "architecture (=resnet) must be one of unet, gated, deep"
     yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
     apart = 'validation (=apart) is for method "clean": pairs holds out some of its own pictures'
     yield {"method": "pairs", "validation": Path("apart")}, apart
