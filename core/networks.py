@@ -175,8 +175,10 @@ def correct(network: Module, noisy: Tensor, sigma: Tensor | float, tape: Tape | 
 
 def with_level(noisy: Tensor, sigma: Tensor | float) -> Tensor:
     """(N, H, W, 3) and its noise level as `correct` takes it -> (N, H, W, 4), what the network takes."""
-    level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).expand(*noisy.shape[:3], 1)
-    return torch.cat((noisy, level), 3)
+    level = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device)
+    both = level.expand(*noisy.shape[:3], 4).contiguous()  # with the pixels written over it, half as long as `cat` takes
+    both[..., :3] = noisy
+    return both
 
 
 PROBE = 64

@@ -351,20 +351,21 @@ class Kernels:
 
     def adam(
         self,
-        value: Tensor,
-        moments: tuple[Tensor, Tensor],
-        derivative: Tensor,
+        tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
         betas: tuple[float, float],
         step: int,
         lr: float,
         epsilon: float,
     ) -> None:
-        """`core.nn.optim.Adam`'s update number `step` of `value` and its moments, in place; all are contiguous and float32."""
-        m, v = moments
+        """`core.nn.optim.Adam`'s update number `step` of values and their two moments, in place, by their derivatives, which are the last
+        of each four tensors; all are contiguous and float32.
+        """
         b1, b2 = betas
         factors = 1 - b1, b2, 1 - b2**step, lr / (1 - b1**step), epsilon
-        self._run("adam", value.data_ptr(), m.data_ptr(), v.data_ptr(), derivative.data_ptr(), *factors, value.numel())
-        value.view(-1)[:0].zero_()  # counts as a change for torch: what was made of a weight is made anew by its version
+        each = (_Tensors * len(tensors))(*(_Tensors(*(t.data_ptr() for t in of), of[0].numel()) for of in tensors))
+        self._run("adam", ctypes.addressof(each), *factors, len(tensors))
+        # counts as a change for torch: what was made of a weight is made anew by its version
+        torch._foreach_zero_([value.view(-1)[:0] for value, *_ in tensors])
 
     def lay(self, samples: Tensor, level: float, to: Ring) -> None:
         """Pixels (H, W, 1 or 3), which are `samples_fit`, and a noise level as the network's input behind a space-to-depth by 2, into `to`
@@ -480,6 +481,10 @@ class _Rows(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("rows", "first", "half"))]
 
 
+class _Tensors(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("value", "m", "v", "d")), ("n", ctypes.c_long)]
+
+
 def _job(rows: str, pointers: str, numbers: str, fractions: str = "") -> type[ctypes.Structure]:
     kinds = (_Rows, rows), (ctypes.c_void_p, pointers), (ctypes.c_float, fractions), (ctypes.c_long, numbers)
     return type("Job", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in kinds for name in names.split()]})
@@ -534,7 +539,7 @@ _JOBS = {
     "normal_gradient": _job("dy y addend dx", "scale", "N H W C threads next"),
     "lay": _job("y", "samples", "kind channels along rows columns threads next", "level one"),
     "correct": _job("x", "noisy clean squares", "kind channels along clean_along grey rows columns left width threads next", "share one"),
-    "adam": _job("", "value m v d", "n threads next", "first second grown rate epsilon"),
+    "adam": _job("", "tensors", "count threads next", "first second grown rate epsilon"),
 }
 """As in jobs.h."""
 _NARROW = {"lay", "correct", "adam", "winograd_weights", "direct_weights", "gradient_weights"}

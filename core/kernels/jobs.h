@@ -72,11 +72,16 @@ typedef struct {
   long N, H, W, C, threads, next;
 } clearfold_sums;
 
-typedef struct {
+typedef struct { /* a weight, its moments and its derivative */
   float *value, *m, *v;
   const float *d;
+  long n;
+} clearfold_tensors;
+
+typedef struct {
+  const clearfold_tensors *tensors;
   float first, second, grown, rate, epsilon; /* 1 - b1, b2, 1 - b2^step, lr / (1 - b1^step) */
-  long n, threads, next;
+  long count, threads, next;
 } clearfold_adam;
 
 /* Samples (H, W, channels): 0 floats in [0, 1], 1 bytes, 2 words of 16 bits, which are as many times as large as `one` says. Rows lie

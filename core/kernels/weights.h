@@ -11,6 +11,17 @@ static const float G[WINDOW][3] = {
     {0, 0, 1},
 };
 
+/* G: three weights of one line, `from` apart -> their values at the six points, `to` apart. */
+INLINE void weights_to_points(const vec *w, int from, vec *u, int to) {
+  vec even, odd, w0 = w[0], w1 = w[from], w2 = w[2 * from];
+  u[0] = mul(all(G[0][0]), w0);
+  even = fma_(all(G[1][2]), w2, mul(all(G[1][0]), w0)), odd = mul(all(G[1][1]), w1);
+  u[to] = add(even, odd), u[2 * to] = sub(even, odd);
+  even = fma_(all(G[3][2]), w2, mul(all(G[3][0]), w0)), odd = mul(all(G[3][1]), w1);
+  u[3 * to] = add(even, odd), u[4 * to] = sub(even, odd);
+  u[5 * to] = w2;
+}
+
 /* Two vectors from element i of u on: of the rows c and c + 1, as one pair, or as float16 of one row, which fill a line of the cache. */
 INLINE void NAME(put_weights)(const clearfold_weights *job, long i, vec a, vec b) {
 #if defined(CLEARFOLD_AVX512)
@@ -38,31 +49,30 @@ static void NAME(turned_weights)(const clearfold_weights *job, long c, long f, v
   }
 }
 
-/* w -> u = G w Gt, packed as the products read it: for each point, for each chunk of columns, [C/PAIR][columns][PAIR]. */
+/* w -> u = G w Gt, packed as the products read it: for each point, for each chunk of columns, [C/PAIR][columns][PAIR]; of a vector of rows
+ * and a chunk of columns at a time, so that what lies side by side is written by one thread. */
 static void NAME(winograd_weights_body)(void *p) {
   clearfold_weights *job = p;
   long C = job->C, F = job->F, Cp = NAME(round_up)(C, job->lanes), Fp = NAME(round_up)(F, job->lanes);
-  const long vectors = job->half ? 2 : 1, rows = job->half ? 1 : PAIR;
-  for (long f; (f = clearfold_next(&job->next, Fp / (vectors * VW))) >= 0;) {
-    f *= vectors * VW;
-    long chunk = f / (COLUMNS * VW) * (COLUMNS * VW), width = Fp - chunk < COLUMNS * VW ? Fp - chunk : COLUMNS * VW;
+  const long vectors = job->half ? 2 : 1, rows = job->half ? 1 : PAIR, wide = COLUMNS * VW;
+  long down = (Cp + VW - 1) / VW, across = (Fp + wide - 1) / wide;
+  for (long n; (n = clearfold_next(&job->next, down * across)) >= 0;) {
+    long chunk = n % across * wide, width = Fp - chunk < wide ? Fp - chunk : wide, first = n / across * VW, last = first + VW < Cp ? first + VW : Cp;
     vec turned[2][VW * 9];
-    for (long c = 0; c < Cp; c += rows) {
-      vec both[2][POINTS];
-      if (job->turned && c % VW == 0)
-        for (int q = 0; q < vectors; q++) NAME(turned_weights)(job, c, f + q * VW, turned[q]);
-      for (int q = 0; q < vectors * rows; q++) {
-        vec w[9], t[18];
-        long row = rows > 1 ? c + q : c, column = vectors > 1 ? f + q * VW : f;
-        for (int ab = 0; ab < 9; ab++)
-          w[ab] = job->turned ? turned[vectors > 1 ? q : 0][row % VW * 9 + ab] : row < C ? load_n(job->w + (ab * C + row) * F + column, NAME(lanes_left)(F, column)) : zero();
-        for (int i = 0; i < WINDOW; i++)
-          for (int b = 0; b < 3; b++) t[i * 3 + b] = fma_(all(G[i][2]), w[6 + b], fma_(all(G[i][1]), w[3 + b], mul(all(G[i][0]), w[b])));
-        for (int i = 0; i < WINDOW; i++)
-          for (int j = 0; j < WINDOW; j++)
-            both[q][i * WINDOW + j] = fma_(all(G[j][2]), t[i * 3 + 2], fma_(all(G[j][1]), t[i * 3 + 1], mul(all(G[j][0]), t[i * 3])));
+    for (long f = chunk; f < chunk + width; f += vectors * VW) {
+      for (int q = 0; job->turned && q < vectors; q++) NAME(turned_weights)(job, first, f + q * VW, turned[q]);
+      for (long c = first; c < last; c += rows) {
+        vec both[2][POINTS];
+        for (int q = 0; q < vectors * rows; q++) {
+          vec w[9], t[18];
+          long row = rows > 1 ? c + q : c, column = vectors > 1 ? f + q * VW : f;
+          for (int ab = 0; ab < 9; ab++)
+            w[ab] = job->turned ? turned[vectors > 1 ? q : 0][row % VW * 9 + ab] : row < C ? load_n(job->w + (ab * C + row) * F + column, NAME(lanes_left)(F, column)) : zero();
+          for (int b = 0; b < 3; b++) weights_to_points(w + b, 3, t + b, 3);
+          for (int i = 0; i < WINDOW; i++) weights_to_points(t + i * 3, 1, both[q] + i * WINDOW, 1);
+        }
+        for (int k = 0; k < POINTS; k++) NAME(put_weights)(job, k * NAME(point)(Cp, Fp) + chunk * Cp + c * width + (f - chunk) * PAIR, both[0][k], both[vectors * rows - 1][k]);
       }
-      for (int k = 0; k < POINTS; k++) NAME(put_weights)(job, k * NAME(point)(Cp, Fp) + chunk * Cp + c * width + (f - chunk) * PAIR, both[0][k], both[vectors * rows - 1][k]);
     }
   }
 }

@@ -56,17 +56,22 @@ class Adam:
         derived = _derived(parameters)  # refused before anything is counted
         self.step += 1
         b1, b2 = self.betas
+        by_kernel: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         others: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        own: kernels.Kernels | None = None
         for name, value, derivative in derived:
             if name not in self.moments:
                 self.moments[name] = torch.zeros_like(value), torch.zeros_like(value)
             m, v = self.moments[name]
             d = derivative.to(value.dtype)
-            own = kernels.take(value.dtype, value.device) if value.dtype == torch.float32 and value.is_contiguous() else None
-            if own is not None:
-                own.adam(value, (m, v), d.contiguous(), self.betas, self.step, self.lr, self.epsilon)
+            kernel = kernels.take(value.dtype, value.device) if value.dtype == torch.float32 and value.is_contiguous() else None
+            if kernel is not None:
+                own = kernel
+                by_kernel.append((value, m, v, d.contiguous()))
             else:
                 others.append((value, m, v, d))
+        if own is not None:
+            own.adam(by_kernel, self.betas, self.step, self.lr, self.epsilon)
         if others:  # all at once, a few large pieces of work on an accelerator
             values, ms, vs, ds = map(list, zip(*others, strict=True))
             torch._foreach_lerp_(ms, ds, 1 - b1)  # m = b1 * m + (1 - b1) * d

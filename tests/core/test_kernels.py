@@ -304,17 +304,22 @@ def test_a_1x1_convolution_of_normalised_pixels(own: Kernels, width: int, channe
 
 
 @each_set
-@pytest.mark.parametrize("count", [1, 15, 16, 33, 40_000])
-def test_adams_update_is_its_formula(own: Kernels, count: int, threads: int, generator: torch.Generator) -> None:
-    value, m, v, d = torch.randn(4, count, generator=generator)
-    v.square_()
-    expected_m, expected_v = 0.9 * m.double() + 0.1 * d.double(), 0.99 * v.double() + 0.01 * d.double() ** 2
-    expected = value.double() - 0.01 / (1 - 0.9**7) * expected_m / ((expected_v / (1 - 0.99**7)).sqrt() + 1e-3)
-    version = value._version
-    own.adam(value, (m, v), d, (0.9, 0.99), 7, 0.01, 1e-3)
-    assert value._version > version, "packed weights would be kept"
-    for got, right in ((m, expected_m), (v, expected_v), (value, expected)):
-        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("counts", [(1,), (15, 16), (40_000, 33, 1, 16_384), (16_385, 0, 70_000)], ids=str)
+def test_adams_update_is_its_formula(own: Kernels, counts: tuple[int, ...], threads: int, generator: torch.Generator) -> None:
+    tensors, expected, versions = [], [], []
+    for count in counts:
+        value, m, v, d = torch.randn(4, count, generator=generator).unbind()
+        v.square_()
+        expected_m, expected_v = 0.9 * m.double() + 0.1 * d.double(), 0.99 * v.double() + 0.01 * d.double() ** 2
+        step = 0.01 / (1 - 0.9**7) * expected_m / ((expected_v / (1 - 0.99**7)).sqrt() + 1e-3)
+        tensors.append((value, m, v, d))
+        expected.append((value.double() - step, expected_m, expected_v, d.double()))
+        versions.append(value._version)
+    own.adam(tensors, (0.9, 0.99), 7, 0.01, 1e-3)
+    for of, right, version in zip(tensors, expected, versions, strict=True):
+        assert of[0]._version > version, "packed weights would be kept"
+        for got, to_be in zip(of, right, strict=True):
+            torch.testing.assert_close(got.double(), to_be, rtol=1e-5, atol=1e-6)
 
 
 def picture(kind: torch.dtype, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
