@@ -113,6 +113,8 @@ INLINE long NAME(point)(long Cp, long Fp) { return Cp * Fp + 32; }
 
 #if defined(CLEARFOLD_AMX)
 enum { CACHE = 1792 << 10, MOST = 64 }; /* of 2 MB, which each of its processors has; all weights are read again for every block */
+#elif defined(CLEARFOLD_AVX512FP16)
+enum { CACHE = 1600 << 10, MOST = 48 };
 #else
 enum { CACHE = 1600 << 10, MOST = 30 }; /* about what a second cache holds, and a part of the third; tiles of a block */
 #endif
