@@ -12,9 +12,9 @@ from app.main import create_app
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-COMPOSE = yaml.safe_load((ROOT / "compose.scale.yaml").read_text())
-KUBERNETES = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text()))
-NGINX = (ROOT / "deploy/nginx.conf").read_text()
+COMPOSE = yaml.safe_load((ROOT / "app/deploy/compose.yaml").read_text())
+KUBERNETES = list(yaml.safe_load_all((ROOT / "app/deploy/kubernetes.yaml").read_text()))
+NGINX = (ROOT / "app/deploy/nginx.conf").read_text()
 CONTAINERS = [pod["spec"]["template"]["spec"]["containers"][0] for pod in KUBERNETES if pod["kind"] == "Deployment"]
 ENVIRONMENTS = {
     **{f"compose {name}": service["environment"] for name, service in COMPOSE["services"].items() if "environment" in service},
@@ -36,7 +36,7 @@ def test_replicas_leave_the_training_to_workers() -> None:
 
 
 def test_the_metrics_that_more_pods_are_started_by_are_there(models_dir: Path, tmp_path: Path) -> None:
-    asked = set(re.findall(r"metric: \{name: (\w+)\}", (ROOT / "deploy/kubernetes.yaml").read_text()))
+    asked = set(re.findall(r"metric: \{name: (\w+)\}", (ROOT / "app/deploy/kubernetes.yaml").read_text()))
     with TestClient(create_app(Settings(models_dir=models_dir, train_dir=tmp_path, device="cpu"))) as client:
         told = client.get("/metrics").text
     assert len(asked) == 2

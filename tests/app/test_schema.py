@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_schema_is_kept_whatever_is_asked(listening):
     with listening(max_silence_seconds=30) as address:
         url = "http://{}:{}/openapi.json".format(*address.port)
-        command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "schemathesis.toml"), "run", url]
+        command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(ROOT / "tests/schemathesis.toml"), "run", url]
         options = ["--checks", "all", "--max-examples", "5", "--seed", "1", "--request-timeout", "60", "--no-color"]
         ran = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]

@@ -182,9 +182,9 @@ class Machine:
 
 @contextmanager
 def nginx(folder: Path, replicas: list[Machine]) -> Iterator[int]:
-    """nginx with `deploy/nginx.conf` before the replicas; its port. There is no name here that stands for them, so they are listed."""
+    """nginx with `app/deploy/nginx.conf` before the replicas; its port. There is no name here that stands for them, so they are listed."""
     port = free_port()
-    site = (ROOT / "deploy/nginx.conf").read_text()
+    site = (ROOT / "app/deploy/nginx.conf").read_text()
     assert "set $replicas replica:8000;" in site
     assert "listen 8080;" in site
     site = site.replace("replica:8000;", "replica;").replace("listen 8080;", f"listen 127.0.0.1:{port};")

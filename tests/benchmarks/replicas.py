@@ -8,7 +8,7 @@
 `kill`: training jobs, with replicas, workers and children killed at random: every job must be done once, from its last checkpoint, and
 every replica tell the same. `outage`: PostgreSQL is gone for 30 seconds: denoising goes on, jobs answer 503, all recovers by itself.
 `swap`: the default model is changed 50 times under load: no request fails, and each answer is that of the model that it names.
-`nginx`: with deploy/nginx.conf before two replicas, one of which is killed again and again: no picture fails, events come as they
+`nginx`: with app/deploy/nginx.conf before two replicas, one of which is killed again and again: no picture fails, events come as they
 happen, a client that stops is cut off, and what is too large is told as the service tells it.
 """
 
