@@ -49,6 +49,7 @@ class How:
     format: str | None = None
     quality: int | None = None
     max_pixels: int = MAX_PIXELS
+    ensemble: bool = False
 
     def digest(self) -> str:
         """The same for the same answers, wherever the weights lie."""
@@ -56,6 +57,8 @@ class How:
             "weights": [(path.stem, hashlib.sha256(path.read_bytes()).hexdigest()) for path in self.weights]
         }
         del plain["device"], plain["max_pixels"]
+        if not self.ensemble:
+            del plain["ensemble"]  # as ledgers have it of a time without
         return hashlib.sha256(repr(sorted(plain.items())).encode()).hexdigest()[:32]
 
     def load(self) -> "Denoiser | Auto":
@@ -148,7 +151,7 @@ def _denoised(
 
     All of an animation have the model and the level of its first, or it would flicker.
     """
-    from core import Auto
+    from core import Auto, Ensemble
 
     chosen: Denoiser | None = None
     frames, count, format = stack.frames(keep_going), stack.count, stack.format
@@ -165,7 +168,7 @@ def _denoised(
             if reason:
                 reasons.append(f"{chosen.name}, {reason}")
         if used != 0 and how.strength != 0:
-            chosen.over(seen, used, how.strength, keep_going)
+            (Ensemble(chosen) if how.ensemble else chosen).over(seen, used, how.strength, keep_going)
             noisy = noisy.denoised(seen)
         done = [noisy]
         del noisy, seen, part

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from core.decoders import Decoders, PictureFile
     from core.decoding import ImageError
     from core.denoiser import Cancelled, Denoiser, Region
+    from core.ensemble import Ensemble
     from core.hardware import DeviceError
     from core.images import Picture
     from core.kernels import KernelError
@@ -32,6 +33,7 @@ __all__ = [
     "Decoders",
     "Denoiser",
     "DeviceError",
+    "Ensemble",
     "ImageError",
     "KernelError",
     "Picture",
@@ -50,6 +52,7 @@ _PLACES = {
     "Decoders": "decoders",
     "Denoiser": "denoiser",
     "DeviceError": "hardware",
+    "Ensemble": "ensemble",
     "ImageError": "decoding",
     "KernelError": "kernels",
     "Picture": "images",

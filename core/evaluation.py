@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from core import data, metrics, noise
+from core.ensemble import Ensemble
 from core.sheet import sheet
 
 SIGMAS = (15.0, 25.0, 50.0)
@@ -166,6 +167,7 @@ def as_json(denoiser: Denoises, pictures: Pictures, rows: Sequence[Row], blind: 
         "set": pictures.folder.resolve().name,
         "real": pictures.real,
         "sigma_known": not blind,
+        "ensemble": isinstance(denoiser, Ensemble),
         "rows": [_finite(asdict(row)) for row in rows],
     }
 

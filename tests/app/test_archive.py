@@ -133,7 +133,7 @@ def test_other_settings_do_all_again_and_another_place_for_the_same_weights_does
     moved = tmp_path / "elsewhere" / model.name
     moved.write_bytes(model.read_bytes())
     assert copied(pictures, tmp_path / "out", How((moved,), device="cpu"))[1] == []
-    for how in (How((model,), strength=0.5), How((model,), level=0.1), How((model,), quality=80)):
+    for how in (How((model,), strength=0.5), How((model,), level=0.1), How((model,), quality=80), How((model,), ensemble=True)):
         assert len(copied(pictures, tmp_path / "out", how)[1]) == 4
     moved.write_bytes(model.read_bytes() + b" ")
     assert len(copied(pictures, tmp_path / "out", How((moved,)))[1]) == 4

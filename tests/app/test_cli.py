@@ -182,6 +182,15 @@ def test_the_result_is_the_denoisers_rounded_to_8_bits(clearfold: Clearfold, she
     assert opened("a-denoised.png").tobytes() == clean.mul(255).round().to(torch.uint8).numpy().tobytes()
 
 
+def test_an_ensemble_is_the_mean_of_eight_views(clearfold: Clearfold, shelf: Path) -> None:
+    from core import Denoiser, Ensemble, images
+
+    pixels = images.read(picture("a.png").read_bytes()).samples
+    clean = Ensemble(Denoiser.load(shelf / "lively.safetensors", "cpu", "float32"))(pixels, 30 / 255)
+    assert clearfold("denoise", "a.png", "--sigma", "30", "--ensemble", "--device", "cpu", "--dtype", "float32").status == 0
+    assert opened("a-denoised.png").tobytes() == clean.numpy().tobytes()
+
+
 @pytest.mark.parametrize("options", [("--strength", "0"), ("--sigma", "0"), ("--model", "same", "--sigma", "40")])
 def test_nothing_to_remove_changes_nothing(clearfold: Clearfold, options: tuple[str, ...]) -> None:
     picture("a.png")
@@ -630,11 +639,20 @@ def test_evaluate_prints_json_and_nothing_else_on_standard_output(clearfold: Cle
     said = clearfold("evaluate", "photos", "--model", "same", "--json", "--blind", "--device", "cpu", "--dtype", "float32")
     told = json.loads(said.out)
     assert said.out.count("\n") == 1
-    assert {name: told[name] for name in ("model", "device", "dtype", "set", "sigma_known")} == {
-        "model": "same", "device": "cpu", "dtype": "float32", "set": "photos", "sigma_known": False,
+    assert {name: told[name] for name in ("model", "device", "dtype", "set", "sigma_known", "ensemble")} == {
+        "model": "same", "device": "cpu", "dtype": "float32", "set": "photos", "sigma_known": False, "ensemble": False,
     }  # fmt: skip
     assert [row["sigma"] for row in told["rows"]] == [15, 25, 50]
     assert told["rows"][0].keys() == {"sigma", "pictures", "noisy_psnr", "psnr", "ssim", "left", "shift", "worst_shift", "each"}
+
+
+def test_evaluate_measures_the_ensemble_but_records_it_in_no_card(clearfold: Clearfold, photos: Path) -> None:
+    asked = ("evaluate", "photos", "--model", "lively", "--sigma", "25", "--json", "--device", "cpu", "--dtype", "float32")
+    one, eight = (json.loads(clearfold(*asked, *more).out) for more in ((), ("--ensemble",)))
+    assert (eight["ensemble"], eight["rows"] == one["rows"]) == (True, False)
+    said = clearfold(*asked, "--ensemble", "--record")
+    assert said.status == 2
+    assert "a card has the figures of the model alone: leave out --ensemble" in said.err
 
 
 def test_evaluate_records_figures_in_the_card_and_leaves_the_weights(clearfold: Clearfold, photos: Path, shelf: Path) -> None:

@@ -123,6 +123,7 @@ def test_as_json_it_says_what_was_measured_with_what(folder: Path, monkeypatch: 
         "set": "clean",
         "real": False,
         "sigma_known": True,
+        "ensemble": False,
         "rows": [
             {"sigma": 15.0, "pictures": 3, "noisy_psnr": 24.6, "psnr": 33.5, "ssim": 0.93, "left": 0.1, "shift": 0.01, "worst_shift": 0.02}
             | {"each": {"a.png": 33.5}},
