@@ -48,7 +48,8 @@ def test_a_job_goes_on_on_another_machine_from_what_the_bucket_keeps_and_every_r
 
         first = worker("first")
         wait_for(lambda: (other.get(f"/train/{id}").json()["step"] or 0) >= 3, "a step behind the first one that is saved")
-        assert other.get(f"/train/{id}/sample.png").content == one.get(f"/train/{id}/sample.png").content
+        sample = f"/train/{id}/sample.png"
+        wait_for(lambda: other.get(sample).content == one.get(sample).content, "one sample, between two that are written")
         first.kill(signal.SIGTERM)
         assert list((tmp_path / "first/jobs").iterdir()) == []
         assert one.get(f"/train/{id}").json()["status"] == "queued"
