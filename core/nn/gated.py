@@ -7,13 +7,15 @@ GPU the kernels of `core.kernels.gpu` compute the same, on a processor those in 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from core import kernels
-from core.kernels import Ring, gpu
+from core.kernels import Ring
 from core.nn.convolution import ByRows
 from core.nn.module import Module, Tape, finished
 from core.nn.products import Pair, pad
@@ -44,7 +46,7 @@ class RMSNorm(Module):
     def backward_then(self, dy: Tensor, tape: Tape, addends: Sequence[Tensor] = ()) -> Tensor:
         # with s = 1 / sqrt(mean(x**2) + EPSILON) and y = s x: dx = s (dy - y mean(dy y))
         y, scale = tape.pop()
-        if own := gpu if gpu.takes(y) else _kernels(y):
+        if own := _on_gpu(y) or _kernels(y):
             addend, *others = addends or (None,)
             return finished(own.normalised_backward(dy, y, scale, addend), others)
         wide, dwide = _wide(y), _wide(dy)
@@ -54,7 +56,7 @@ class RMSNorm(Module):
     def by_rows(self, x: Ring, out: Ring) -> None:
         """`forward` of rows of a picture, where no kernel normalises."""
         given = x.rows()
-        if gpu.takes(given) or _kernels(given):
+        if _on_gpu(given) or _kernels(given):
             out.put(self.forward(given))
         else:
             _in_pieces(lambda x, to: _normalised(_wide(x), to)[0], given, out)
@@ -75,8 +77,9 @@ class Gate(Module):
         if tape is not None:
             tape.append(x)
             self.dbias = None
-        if gpu.takes(x):
-            return gpu.gate(x, self.bias)
+        if gpu := _on_gpu(x):
+            y: Tensor = gpu.gate(x, self.bias)
+            return y
         if own := _kernels(x):
             return own.gate(x, None, self.bias)[0]
         return self._gated(x).to(x.dtype)
@@ -92,7 +95,8 @@ class Gate(Module):
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
         # y = a b: da = dy b, db = dy a; a bias adds to every pixel
         x: Tensor = tape.pop()
-        if gpu.takes(x):
+        dx: Tensor
+        if gpu := _on_gpu(x):
             dx, dbias = gpu.gate_backward(x, dy, self.bias)
         else:
             dx, (dbias,) = _derived(x, lambda n: self._derived(x[n], dy[n]))
@@ -129,7 +133,8 @@ class DepthwiseGate(Module):
         x = _checked(x, 2 * self.out_channels)
         if tape is not None:
             self.dweight = self.dbias = None
-        if gpu.takes(x):
+        y: Tensor
+        if gpu := _on_gpu(x):
             y, filtered = gpu.depthwise_gate(x, self.weight, self.bias, tape is not None)
         elif own := _kernels(x):
             y, filtered = own.gate(x, self.weight, self.bias, tape is not None)
@@ -148,7 +153,7 @@ class DepthwiseGate(Module):
 
         def rows(x: Ring, ends: Pair, out: Ring, addends: Sequence[Ring]) -> None:
             given = x.rows()
-            if gpu.takes(given):  # whose kernels know no border but the picture's
+            if _on_gpu(given):  # whose kernels know no border but the picture's
                 out.put(self.forward(pad(given, (*ends, 0, 0)))[:, EDGE:-EDGE])
             else:
                 _in_pieces(lambda x, to: _product(self._filtered(pad(x, (0, 0, EDGE, EDGE))), to), given, out, ends, EDGE)
@@ -158,7 +163,8 @@ class DepthwiseGate(Module):
     def backward(self, dy: Tensor, tape: Tape) -> Tensor:
         # with dd = [dy d[C:], dy d[:C]]: dx is dd filtered by the kernels turned around, dweight[a, b] = sum of x shifted times dd
         x, filtered = tape.pop()
-        if gpu.takes(x):
+        dx: Tensor
+        if gpu := _on_gpu(x):
             dx, self.dweight, self.dbias = gpu.depthwise_gate_backward(x, filtered, dy, self.weight)
         else:
             dx, (self.dweight, self.dbias) = _derived(x, lambda n: self._derived(x[n], filtered[n], dy[n]))
@@ -194,10 +200,20 @@ class DepthwiseGate(Module):
         return y
 
 
+def _on_gpu(x: Tensor) -> Any:
+    """`core.kernels.gpu`, if it computes with such a tensor. Fetched only when it may: Triton takes a tenth of a second."""
+    if not x.is_cuda and "TRITON_INTERPRET" not in os.environ:
+        return None
+    from core.kernels import gpu
+
+    return gpu if gpu.takes(x) else None
+
+
 def normalised(x: Tensor, keep: bool = True) -> tuple[Tensor, Tensor]:
     """`RMSNorm`'s output, and, if to `keep`, by how much each pixel was multiplied, (N, H, W, 1) at least in float32."""
-    if gpu.takes(x):
-        return gpu.normalised(x, EPSILON)
+    if gpu := _on_gpu(x):
+        pair: tuple[Tensor, Tensor] = gpu.normalised(x, EPSILON)
+        return pair
     if own := _kernels(x):
         return own.normalised(x, EPSILON, keep)
     y, scale = _normalised(_wide(x))
