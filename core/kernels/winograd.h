@@ -112,11 +112,11 @@ INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, lo
 INLINE long NAME(point)(long Cp, long Fp) { return Cp * Fp + 32; }
 
 #if defined(CLEARFOLD_AMX)
-enum { CACHE = 1792 << 10, MOST = 64 }; /* of 2 MB, which each of its processors has; all weights are read again for every block */
+enum { CACHE = 1792 << 10, MOST = 64, MOST_OF_ONE = 64 }; /* of 2 MB, which each of its processors has; all weights are read again for every block */
 #elif defined(CLEARFOLD_AVX512FP16)
-enum { CACHE = 1600 << 10, MOST = 48 };
+enum { CACHE = 1600 << 10, MOST = 48, MOST_OF_ONE = 30 };
 #else
-enum { CACHE = 1600 << 10, MOST = 30 }; /* about what a second cache holds, and a part of the third; tiles of a block */
+enum { CACHE = 1600 << 10, MOST = 30, MOST_OF_ONE = 30 }; /* about what a second cache holds, and a part of the third; tiles of a block, and of one of a single picture */
 #endif
 
 /* Is what comes next brought near while products compute? In float16 it would take the place, in the first cache, of what they multiply, and
@@ -253,7 +253,8 @@ void NAME(winograd)(clearfold_convolution *job) {
   long across = (job->Wo + TILE - 1) / TILE, down = (job->Ho + TILE - 1) / TILE, tiles = job->N * down * across;
   long Cp = NAME(round_up)(job->C, VW), Fp = NAME(round_up)(job->F, VW), wide = Fp < COLUMNS * VW ? Fp : COLUMNS * VW;
   long most = CACHE / (POINTS * (Cp * (long)sizeof(factor) + wide * (long)sizeof(partial)));
-  most = most > MOST ? MOST : most < ROWS ? ROWS : most / ROWS * ROWS;
+  long limit = job->N > 1 ? MOST : MOST_OF_ONE;
+  most = most > limit ? limit : most < ROWS ? ROWS : most / ROWS * ROWS;
   long blocks = NAME(round_up)((tiles + most - 1) / most, job->threads);
   job->block = NAME(round_up)((tiles + blocks - 1) / blocks, GRAIN);
   job->next = 0;
