@@ -174,7 +174,9 @@ def denoise(
     format: Annotated[str | None, typer.Option(help="Format to write, as png or jpeg; else the picture's own.")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.")] = None,
     ensemble: EnsembleOption = False,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture: 10 to 16 bytes of memory a pixel, by its format.")] = 200_000_000,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Largest picture: 10 to 16 bytes of memory a pixel, by its format; 30 more for --ensemble.")
+    ] = 200_000_000,
     engine: Annotated[
         Literal["plain", "ray"] | None,
         typer.Option(

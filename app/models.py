@@ -10,7 +10,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -100,15 +100,16 @@ class Models:
                 self._told = ""
                 return
             models, files, served = {name: before.models[name] for name in self._given}, dict[str, Path](), dict[str, Stamp]()
-            fresh = [name for name, stamp in stamps.items() if before.stamps.get(name) != stamp]
-            paths = {name: shipped[name] for name in fresh if name not in kept}
-            loaded = self._loaded(paths)
+            with ThreadPoolExecutor(hardware.threads()) as pool:  # a core for each: the service is ready sooner
+                fresh = {
+                    name: pool.submit(self._load, name, stamp, None if name in kept else shipped[name])
+                    for name, stamp in stamps.items()
+                    if before.stamps.get(name) != stamp
+                }
             for name, stamp in stamps.items():
                 try:
                     if name in fresh:
-                        path = paths.get(name) or self._catalogue.weights(name, stamp)
-                        models[name] = loaded[name].result() if name in loaded else self._load(path)
-                        files[name], served[name] = path, stamp
+                        (models[name], files[name]), served[name] = fresh[name].result(), stamp
                         continue
                 except (OSError, WeightsError, FilesGone, Problem) as broken:
                     if strict and not (self._catalogue.shared and name in kept):
@@ -120,16 +121,10 @@ class Models:
                 chosen, known = before.chosen, before.known
             self._shelf = Shelf(models, files, served, chosen, known)
 
-    def _loaded(self, paths: Mapping[str, Path]) -> dict[str, Future[Denoiser]]:
-        """Each by a core of its own, which is how the service starts sooner."""
-        if not paths:
-            return {}
-        with ThreadPoolExecutor(hardware.threads()) as pool:
-            return {name: pool.submit(self._load, path) for name, path in paths.items()}
-
-    def _load(self, path: Path) -> Denoiser:
+    def _load(self, name: str, stamp: Stamp, shipped: Path | None) -> tuple[Denoiser, Path]:
+        path = shipped or self._catalogue.weights(name, stamp)
         with hardware.on_one_thread():
-            return Denoiser.load(path, self._settings.device)
+            return Denoiser.load(path, self._settings.device), path
 
     def _tell(self, what: str) -> None:
         """In the log, once and not every second."""

@@ -21,7 +21,7 @@ class Ensemble:
     """A denoiser that asks another one eight times (self-ensemble: Timofte et al. 2016, "Seven ways to improve example-based single image
     super resolution"). What a network does otherwise to a picture that lies otherwise is its error, and differs from view to view.
 
-    It has the name of the other one, and holds a picture three times more, in float32.
+    It has the name of the other one, and takes some 30 bytes a pixel more.
     """
 
     def __init__(self, denoiser: Denoiser | Auto) -> None:

@@ -132,7 +132,7 @@ def deepened(network: Module, generator: torch.Generator | None = None) -> Seque
 
 def _fill(larger: Sequential, smaller: Sequential) -> None:
     given = iter(smaller.layers)
-    halves = 0  # of blocks, by now
+    halves = 0  # of blocks, by now; every second block is new
     for layer in larger.layers:
         if isinstance(layer, Residual) and isinstance(layer.layers[0], RMSNorm):
             halves += 1
