@@ -108,6 +108,18 @@ INLINE void NAME(window_at_points)(const clearfold_rows *x, int half, long H, lo
   for (int i = 0; i < count; i++) to_points(t + i * WINDOW, 1, v + i * WINDOW, 1);
 }
 
+/* A window at its points, `point` factors apart. Of 36 addresses the compiler would keep each in memory and add to each, for every tile. */
+INLINE void NAME(store_points)(factor *to, long point, const vec *v) {
+  long three = 3 * point, five = 5 * point;
+#pragma GCC unroll 6
+  for (int i = 0; i < WINDOW; i++, v += WINDOW) {
+    store_factors(to, v[0]), store_factors(to + point, v[1]), store_factors(to + 2 * point, v[2]);
+    store_factors(to + three, v[3]), store_factors(to + 4 * point, v[4]), store_factors(to + five, v[5]);
+    to += 6 * point;
+    HIDE(to);
+  }
+}
+
 /* Elements from one point's (C x F) to the next: a line more, lest all 36 meet in one set of the cache. */
 INLINE long NAME(point)(long Cp, long Fp) { return Cp * Fp + 32; }
 
@@ -154,11 +166,12 @@ INLINE void NAME(bring_near)(const clearfold_convolution *job, const NAME(lines)
 
 /* Values of a tile at the points, in the channels f..f+VW, `point` apart -> four rows of outputs at three steps of `from_points`. */
 INLINE void NAME(columns_from_points)(const partial *m, long point, vec *t) {
+  long row = WINDOW * point, three = 3 * row, five = 5 * row;
 #pragma GCC unroll 6
-  for (int j = 0; j < WINDOW; j++) {
-    vec line[WINDOW];
-#pragma GCC unroll 6
-    for (int i = 0; i < WINDOW; i++) line[i] = load_partial(m + (i * WINDOW + j) * point);
+  for (int j = 0; j < WINDOW; j++, m += point) {
+    HIDE(m);
+    vec line[WINDOW] = {load_partial(m), load_partial(m + row), load_partial(m + 2 * row)};
+    line[3] = load_partial(m + three), line[4] = load_partial(m + 4 * row), line[5] = load_partial(m + five);
     from_points(line, 1, t + j, WINDOW);
   }
 }
@@ -226,8 +239,7 @@ static void NAME(winograd_body)(void *p) {
         vec w[POINTS];
         if (job->x.half) NAME(window_at_points)(&job->x, 1, job->H, job->W, C, at, c, w, 0, WINDOW);
         else NAME(window_at_points)(&job->x, 0, job->H, job->W, C, at, c, w, 0, WINDOW);
-#pragma GCC unroll 36
-        for (int k = 0; k < POINTS; k++) store_factors(v + k * point_v + t * Cp + c, w[k]);
+        NAME(store_points)(v + t * Cp + c, point_v, w);
       }
     }
     for (long f = 0; f < Fp; f += wide) {
