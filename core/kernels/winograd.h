@@ -115,7 +115,7 @@ INLINE void NAME(store_points)(factor *to, long point, const vec *v) {
   for (int i = 0; i < WINDOW; i++, v += WINDOW) {
     store_factors(to, v[0]), store_factors(to + point, v[1]), store_factors(to + 2 * point, v[2]);
     store_factors(to + three, v[3]), store_factors(to + 4 * point, v[4]), store_factors(to + five, v[5]);
-    to += 6 * point;
+    to += WINDOW * point;
     HIDE(to);
   }
 }
