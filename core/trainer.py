@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import data, hardware, methods, metrics, noise, weights
+from core import ahead, data, hardware, methods, metrics, noise, weights
 from core.data import GREY
 from core.networks import ARCHITECTURES, MULTIPLE, correct, deepened, has_room, multiply_adds
 from core.nn import LogMSE, Module, Muon, Tape, clip, norms, scaling
@@ -166,7 +166,7 @@ def train(
         _train(run, recipe, source, factors, report, stop)
     except Failed as told:
         raise TrainingError(str(told)) from told
-    except Lost as gone:
+    except (Lost, ahead.Died) as gone:
         kept = f"go on from step {run.saved} with --resume" if run and run.saved else "start anew: nothing was saved yet"
         raise TrainingError(f"{gone}: see what it said, then {kept}") from gone
     return recipe.out
@@ -462,6 +462,8 @@ class _Clean:
         low, high = recipe.sigma
         self.level = 25 / 255 if low <= 25 / 255 <= high else (low + high) / 2
         self.untold = _untold(recipe) if recipe.photographic else None
+        apart = recipe.photographic > 0 and device.type != "cpu" and ahead.possible()
+        self.processes = max(1, hardware.threads() - 2) if apart else 0
         self.what = (
             "PSNR in dB, a camera's noise put on"
             if recipe.photographic == 1
@@ -477,7 +479,8 @@ class _Clean:
         )
 
     def batches(self, first: int, denoise: methods.Denoise, share: slice) -> Iterator[methods.Batch]:
-        return _batches(self.recipe, self.pictures, first, share, noise.UNTOLD if self.untold is None else self.untold)
+        untold = noise.UNTOLD if self.untold is None else self.untold
+        return _batches(self.recipe, self.pictures, first, share, untold, self.processes)
 
     def measure(self, denoise: methods.Denoise) -> float:
         """Mean PSNR in dB, the same noise each time."""
@@ -564,20 +567,31 @@ def _whole(picture: Tensor) -> Tensor:
 
 
 def _batches(
-    recipe: Recipe, pictures: data.Photographs, first: int, share: slice = slice(None), untold: float = noise.UNTOLD
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    recipe: Recipe,
+    pictures: data.Photographs,
+    first: int,
+    share: slice = slice(None),
+    untold: float = noise.UNTOLD,
+    processes: int = 0,
+) -> Iterator[methods.Batch]:
     """(noisy, clean, sigma) of each step from `first` on, and of each batch that share.
 
     Made in the training thread, with all cores: it takes 4 % of a step, a sixth with a camera's noise, and a second thread's parallel
-    loops would make OpenMP's workers, more than there are cores then, sleep between the products (measured: half the speed).
+    loops would make OpenMP's workers, more than there are cores then, sleep between the products (measured: half the speed). An
+    accelerator would wait for a camera's noise, so there `processes` make it.
     """
-    for step in range(first, recipe.steps):
+
+    def make(step: int) -> methods.Batch:
         generator = data.generator_of(recipe.seed, step)
         clean = data.vary(pictures.batch(recipe.batch, generator), generator, recipe.grey)
         low, high = recipe.sigma
         sigma = (low + (high - low) * torch.rand(recipe.batch, 1, 1, 1, generator=generator)).to(clean.device)
         noisy, clean, sigma = noise.add_either(clean, sigma, recipe.photographic, generator, untold)
-        yield noisy[share], clean[share], sigma[share]
+        return noisy[share], clean[share], sigma[share]
+
+    if processes:
+        return ahead.made(make, first, recipe.steps, processes)
+    return map(make, range(first, recipe.steps))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core import DataError, Denoiser, DeviceError, WeightsError, kernels, metrics, networks, noise, trainer, weights
+from core import DataError, Denoiser, DeviceError, WeightsError, ahead, hardware, kernels, metrics, networks, noise, trainer, weights
 from core.nn import LogMSE, scaling
 from core.trainer import Progress, Recipe, TrainingError
 from tests.core.made import flat, photo, refused, save, small, small_gated
@@ -461,6 +461,18 @@ class TestOnASmallNetwork:
         later = list(trainer._batches(it, pictures, 1))
         assert len(later) == 1
         assert all(torch.equal(a, b) for a, b in zip(later[0], batches[1], strict=True))
+
+    @pytest.mark.skipif(not ahead.possible(), reason="processes can't start as copies of this one here")
+    def test_a_cameras_noise_is_the_same_whoever_makes_it(self, recipe: Make) -> None:
+        it = recipe(photographic=0.5, batch=6, steps=5)
+        pictures, _ = trainer._pictures(it)
+        with hardware.on_one_thread():  # as the processes compute
+            here = list(trainer._batches(it, pictures, 1))
+        count = 0
+        for own, others in zip(here, trainer._batches(it, pictures, 1, processes=2), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+            count += 1
+        assert count == 4
 
     def test_in_grey_alone_it_learns_and_is_measured_in_grey(self, recipe: Make) -> None:
         source = trainer._Clean(recipe(grey=1.0, batch=20, steps=1), None, torch.device("cpu"))
