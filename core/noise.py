@@ -165,8 +165,8 @@ def _stretchers(size: int, factor: Tensor) -> Tensor:
 
 
 TOGETHER = 8
-"""Pictures that get a camera's noise at a time. Of more, what one step leaves is out of the cache when the next one needs it: 2.0 in place of
-3.0 megapixels a second and core, with 112 pictures of 192x192."""
+"""Pictures that get a camera's noise at a time. Of more, what one step leaves is out of the cache when the next one needs it: 2.0
+megapixels a second and core in place of 3.0, with 112 pictures of 192x192."""
 
 
 def add_either(
