@@ -260,14 +260,38 @@ class TestSoften:
     def test_pictures_are_blurred_by_one_pixel_and_a_half_at_most(self, generator: torch.Generator) -> None:
         point = torch.zeros(60, 21, 25, 3)
         point[:, 10, 12] = 1
-        soft = noise.soften(point, generator)
+        none = torch.zeros(60, 1, 1, 1)
+        soft = noise.soften(point, none, none, generator)
         torch.testing.assert_close(soft.sum((1, 2)), torch.ones(60, 3), atol=1e-4, rtol=0)
         spread = (soft.sum(2)[..., 0] * (torch.arange(21.0) - 10) ** 2).sum(1).sqrt()
         assert 0.1 < spread.min() < 0.5  # the least of them is hardly one
         assert 1.3 < spread.max() < 1.55
 
     def test_grey_stays_grey(self, generator: torch.Generator) -> None:
-        assert all(noise.is_grey(picture) for picture in noise.soften(photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3), generator))
+        grey = photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3)
+        one = torch.ones(8, 1, 1, 1)
+        soft = noise.soften(grey, one, one / 2, generator)
+        torch.testing.assert_close(soft, soft[..., :1].expand_as(soft), atol=1e-6, rtol=0)
+
+    def test_colours_are_blurred_further_and_lightness_is_not(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(noise, "SOFTNESS", (1.0, 1.0))
+        point = torch.zeros(1, 33, 33, 3)
+        point[:, 16, 16] = torch.tensor([0.9, 0.3, 0.0])  # a mean of 0.4
+        soft = noise.soften(point + 0.1, torch.full((1, 1, 1, 1), 2.0), torch.zeros(1, 1, 1, 1), generator) - 0.1
+        grey = soft.mean(3)
+        away = (torch.arange(33.0) - 16) ** 2
+        for plane, start, variance in ((grey, 0.4, 1.0), (soft[..., 0] - grey, 0.5, 5.0)):
+            torch.testing.assert_close(plane.sum(), torch.tensor(start), atol=1e-4, rtol=0)
+            torch.testing.assert_close((plane.sum(2) * away).sum() / start, torch.tensor(variance), atol=0.01, rtol=0)
+
+    def test_sharpening_raises_what_is_fine_and_leaves_the_mean(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(noise, "SOFTNESS", (0.5, 0.5))
+        stripes = (0.5 + 0.1 * torch.cos(torch.arange(32.0) * torch.pi / 2)).view(1, 1, 32, 1).expand(1, 32, 32, 3)
+        none = torch.zeros(1, 1, 1, 1)
+        soft, sharp = (noise.soften(stripes, none, none + amount, generator) for amount in (0.0, 0.5))
+        expected = 1.5 - 0.5 * math.exp(-((torch.pi / 2) ** 2) / 2)  # of a quarter of the sampling rate, a blur of one pixel takes that
+        torch.testing.assert_close((sharp - 0.5).abs().max() / (soft - 0.5).abs().max(), torch.tensor(expected), atol=1e-3, rtol=0)
+        torch.testing.assert_close(sharp.mean(), torch.tensor(0.5), atol=1e-5, rtol=0)
 
 
 class TestEnlarge:
