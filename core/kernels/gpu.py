@@ -84,6 +84,7 @@ def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple
 
 def depthwise_gate_backward(x: Tensor, filtered: Tensor, dy: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The derivatives of `depthwise_gate` by `x`, by the weights and by the biases, the latter two in float32."""
+    x = x.contiguous()
     N, H, W, F = x.shape
     dfiltered, dbias = gate_backward(filtered, dy, torch.zeros(F, device=x.device))
     dx = torch.empty_like(x)

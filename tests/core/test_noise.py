@@ -285,7 +285,7 @@ class TestSoften:
             torch.testing.assert_close((plane.sum(2) * away).sum() / start, torch.tensor(variance), atol=0.01, rtol=0)
 
     def test_sharpening_raises_what_is_fine_and_leaves_the_mean(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(noise, "SOFTNESS", (0.5, 0.5))
+        monkeypatch.setattr(noise, "SOFTNESS", (1.0, 1.0))
         stripes = (0.5 + 0.1 * torch.cos(torch.arange(32.0) * torch.pi / 2)).view(1, 1, 32, 1).expand(1, 32, 32, 3)
         none = torch.zeros(1, 1, 1, 1)
         soft, sharp = (noise.soften(stripes, none, none + amount, generator) for amount in (0.0, 0.5))

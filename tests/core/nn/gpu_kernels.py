@@ -84,6 +84,10 @@ def errors(dtype: torch.dtype, shape: Shape, device: torch.device, programs: int
         assert nothing.numel() == 0
         got["depthwise, filtered"] = filtered
         got["depthwise, dx"], got["depthwise, dweight"], got["depthwise, dbias"] = gpu.depthwise_gate_backward(wide, filtered, dy, weight)
+        turned, by_y = ((t.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)) for t in (wide, dy))
+        again = gpu.depthwise_gate_backward(turned, gpu.depthwise_gate(turned, weight, bias, True)[1], by_y, weight)
+        for name, value in zip(("depthwise, dx", "depthwise, dweight", "depthwise, dbias"), again, strict=True):
+            assert torch.equal(value, got[name]), f"{name}, where rows and columns lie the other way round"
     for name in ("factors", "gate, dbias", "depthwise, dweight", "depthwise, dbias"):
         assert got[name].dtype == torch.float32, name
     return {name: error(got[name], expected[name]) for name in expected}
