@@ -539,9 +539,9 @@ def _suitable(model: str | None) -> list[Path]:
     from core import AUTO, choice
 
     there = {path.stem for path in _shelf()}
-    white = choice.white_of(there)
-    if (model == AUTO or (model is None and _settings().default_model is None)) and white and choice.CAMERA in there:
-        return [_weights(name) for name in (white, choice.CAMERA)]
+    white, camera = choice.best(choice.WHITE, there), choice.best(choice.CAMERA, there)
+    if (model == AUTO or (model is None and _settings().default_model is None)) and white and camera:
+        return [_weights(white), _weights(camera)]
     return [_weights(None if model == AUTO else model)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,9 @@ from core.denoiser import Denoiser
 
 AUTO = "auto"
 """Stands for this choice where a model's name does; no model's name."""
-FINE, WHITE, CAMERA = "gaussian-fine", "gaussian", "photo"
-"""What there is to choose between: one that knows white noise best, of a level that is estimated, or, where that is missing, one that knows
-it nearly as well; and a blind one for all else."""
+WHITE, CAMERA = ("gaussian-fine", "gaussian"), ("photo-fine", "photo")
+"""What there is to choose between: the one that knows white noise best, of a level that is estimated, or, where that is missing, one that
+knows it nearly as well; and likewise the blind ones for all else."""
 
 
 class Choice(NamedTuple):
@@ -31,22 +31,22 @@ def choose(pixels: Tensor, models: Collection[str], default: str) -> Choice:
     White noise has one level at whatever size it is looked at. A camera's has been smoothed, sharpened and compressed, and a picture
     without noise has none: both have next to nothing at full size. See `core.noise.measure`.
     """
-    white = white_of(models)
-    if white is None or CAMERA not in models:
-        missing = " and ".join([WHITE] * (white is None) + [CAMERA] * (CAMERA not in models))
+    white, camera = best(WHITE, models), best(CAMERA, models)
+    if white is None or camera is None:
+        missing = " and ".join([WHITE[-1]] * (white is None) + [CAMERA[-1]] * (camera is None))
         return Choice(default, f"no {missing} to choose from")
     seen = noise.measure(pixels)
     level, further = (f"{255 * sigma:.1f}" for sigma in (seen.sigma, 2 * seen.at_half_size))
     if seen.white:
         return Choice(white, f"white noise: {level} of 255 at full size, {further} by half size")
     if seen.sigma < noise.NEXT_TO_NOTHING:
-        return Choice(CAMERA, f"no white noise: {level} of 255")
-    return Choice(CAMERA, f"noise is not white: {level} of 255 at full size, {further} by half size")
+        return Choice(camera, f"no white noise: {level} of 255")
+    return Choice(camera, f"noise is not white: {level} of 255 at full size, {further} by half size")
 
 
-def white_of(models: Collection[str]) -> str | None:
-    """Which of them is taken for white noise."""
-    return next((name for name in (FINE, WHITE) if name in models), None)
+def best(kind: Sequence[str], models: Collection[str]) -> str | None:
+    """The first of a kind that is there."""
+    return next((name for name in kind if name in models), None)
 
 
 class Auto:

@@ -25,7 +25,7 @@ def main() -> None:
     rows = []
     for path in data.find([chosen.folder]):
         noisy = data.pixels(path)
-        choice = choose(noisy, ("gaussian", "photo"), "gaussian")
+        choice = choose(noisy, [denoiser.name for denoiser in denoisers], denoisers[0].name)
         print(f"{path.name}: {choice.model}, {choice.reason}")
         cells = [(path.name, noisy)]
         for denoiser in denoisers:
