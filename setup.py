@@ -6,6 +6,7 @@ Without one, or when it fails, the package is installed all the same and compute
 import hashlib
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -44,6 +45,13 @@ class BuildKernels(build_ext):
                     self.warn(f"the compiler knows no {name} ({known_by}): the kernels are built without those for {name}")
                     for extension in self.extensions:
                         extension.define_macros.append((f"CLEARFOLD_WITHOUT_{name}", None))
+        one = self.compiler.compile
+
+        def side_by_side(sources: list[str], *arguments: object, **more: object) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                return [made for (made,) in pool.map(lambda source: one([source], *arguments, **more), sources)]
+
+        self.compiler.compile = side_by_side
         super().build_extensions()
 
 
