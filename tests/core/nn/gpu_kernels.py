@@ -20,7 +20,8 @@ from core.nn.gated import EPSILON
 Shape = tuple[int, int, int, int]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHAPES: list[Shape] = [(2, 5, 9, 32), (1, 1, 1, 16), (1, 18, 3, 72), (1, 3, 20, 5), (3, 2, 3, 3)]
+SMALL: Shape = (3, 2, 3, 3)
+SHAPES: list[Shape] = [(2, 5, 9, 32), (1, 1, 1, 16), (1, 18, 3, 72), (1, 3, 20, 5), SMALL]
 """(N, H, W, C): fewer and more than a program has of rows, columns and channels; small, for an interpreter takes a second for a thousand
 numbers."""
 LARGER: list[Shape] = [(2, 20, 20, 200), (1, 33, 17, 128), (1, 3, 70, 64), (2, 61, 47, 65)]
@@ -84,10 +85,11 @@ def errors(dtype: torch.dtype, shape: Shape, device: torch.device, programs: int
         assert nothing.numel() == 0
         got["depthwise, filtered"] = filtered
         got["depthwise, dx"], got["depthwise, dweight"], got["depthwise, dbias"] = gpu.depthwise_gate_backward(wide, filtered, dy, weight)
-        turned, by_y = ((t.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)) for t in (wide, dy))
-        again = gpu.depthwise_gate_backward(turned, gpu.depthwise_gate(turned, weight, bias, True)[1], by_y, weight)
-        for name, value in zip(("depthwise, dx", "depthwise, dweight", "depthwise, dbias"), again, strict=True):
-            assert torch.equal(value, got[name]), f"{name}, where rows and columns lie the other way round"
+        if shape == SMALL or device.type != "cpu":
+            turned, by_y = (t.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2) for t in (wide, dy))
+            again = gpu.depthwise_gate_backward(turned, gpu.depthwise_gate(turned, weight, bias, True)[1], by_y, weight)
+            for name, value in zip(("depthwise, dx", "depthwise, dweight", "depthwise, dbias"), again, strict=True):
+                assert torch.equal(value, got[name]), f"{name}, where rows and columns lie the other way round"
     for name in ("factors", "gate, dbias", "depthwise, dweight", "depthwise, dbias"):
         assert got[name].dtype == torch.float32, name
     return {name: error(got[name], expected[name]) for name in expected}
