@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core import noise
 from core.networks import ARCHITECTURES
-from core.nn import Module
+from core.nn import Module, to_be_loaded
 
 Card = dict[str, Any]
 GREY = "grey."
@@ -54,11 +54,13 @@ def load_both(path: Path) -> tuple[Module, Module | None, Card]:
         if not value.isfinite().all():
             raise WeightsError(f"{path}: `{name}` holds NaN or infinity: take an earlier copy of the file or train again")
     grey = {name.removeprefix(GREY): value for name, value in values.items() if name.startswith(GREY)}
-    network = _filled(architecture(), {name: value for name, value in values.items() if not name.startswith(GREY)}, f"{path}")
-    return network, _filled(architecture(), grey, f"{path}, {GREY}*") if grey else None, card
+    network = _filled(architecture, {name: value for name, value in values.items() if not name.startswith(GREY)}, f"{path}")
+    return network, _filled(architecture, grey, f"{path}, {GREY}*") if grey else None, card
 
 
-def _filled(network: Module, values: Mapping[str, Tensor], where: str) -> Module:
+def _filled(architecture: Callable[[], Module], values: Mapping[str, Tensor], where: str) -> Module:
+    with to_be_loaded():
+        network = architecture()
     try:
         network.load(values)
     except ValueError as wrong:

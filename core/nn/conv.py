@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.nn import convolution, products
 from core.nn.convolution import Packs
-from core.nn.module import Module, Tape
+from core.nn.module import Module, Tape, uniform
 from core.nn.products import Border, Pair
 
 Size = int | Pair
@@ -38,7 +38,7 @@ class Convolution(Module):
         self.kernel, self.stride, self.padding = _pair("kernel", kernel, 1), _pair("stride", stride, 1), _pair("padding", padding, 0)
         self.in_channels = in_channels
         bound = gain / math.sqrt(self.kernel[0] * self.kernel[1] * in_channels)
-        self.weight = torch.empty(*self.kernel, in_channels, out_channels).uniform_(-bound, bound, generator=generator)
+        self.weight = uniform(*self.kernel, in_channels, out_channels, bound=bound, generator=generator)
         self.bias = torch.zeros(out_channels) if bias else None
         self.dweight: Tensor | None = None
         self.dbias: Tensor | None = None

@@ -17,7 +17,7 @@ from torch import Tensor
 from core import kernels
 from core.kernels import Ring
 from core.nn.convolution import ByRows
-from core.nn.module import Module, Tape, finished
+from core.nn.module import Module, Tape, finished, uniform
 from core.nn.products import Pair, pad
 from core.nn.sums import by_halves, leaf
 
@@ -124,7 +124,7 @@ class DepthwiseGate(Module):
 
     def __init__(self, out_channels: int, generator: torch.Generator | None = None) -> None:
         self.out_channels = out_channels
-        self.weight = torch.empty(3, 3, 2 * out_channels).uniform_(-1 / 3, 1 / 3, generator=generator)
+        self.weight = uniform(3, 3, 2 * out_channels, bound=1 / 3, generator=generator)
         self.bias = _open(out_channels)
         self.dweight: Tensor | None = None
         self.dbias: Tensor | None = None

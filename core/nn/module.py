@@ -13,6 +13,8 @@ derivative by `y`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,25 @@ from torch import Tensor
 
 Tape = list[Any]
 """What `forward` leaves for `backward`: each layer appends in forward order and pops in backward order. Inference passes none."""
+
+_TO_BE_LOADED = ContextVar("to_be_loaded", default=False)
+
+
+@contextmanager
+def to_be_loaded() -> Iterator[None]:
+    """Modules that the calling thread makes inside have memory for their weights and whatever is in it: random numbers, which others
+    replace at once, take longer than those to load."""
+    token = _TO_BE_LOADED.set(True)
+    try:
+        yield
+    finally:
+        _TO_BE_LOADED.reset(token)
+
+
+def uniform(*shape: int, bound: float, generator: torch.Generator | None) -> Tensor:
+    """New weights, uniform in ±bound."""
+    weights = torch.empty(*shape)
+    return weights if _TO_BE_LOADED.get() else weights.uniform_(-bound, bound, generator=generator)
 
 
 class Parameter(NamedTuple):

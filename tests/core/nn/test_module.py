@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import SGD, Adam, Concat, Conv2d, Module, ReLU, Residual, Sequential, Sigmoid, Tape
+from core.nn import SGD, Adam, Concat, Conv2d, DepthwiseGate, Module, ReLU, Residual, Sequential, Sigmoid, Tape, to_be_loaded
 from tests.core.nn.errors import refused
 from tests.core.nn.nets import LAYERS, LEARNING, NETWORKS, layers, pair
 from tests.core.nn.oracles import assert_same, by_engine
@@ -285,3 +285,18 @@ def test_derive_keeps_what_backward_keeps(name: str, generator: torch.Generator)
 
 def test_nothing_is_left_to_derive_without_layers() -> None:
     Sequential().derive(torch.ones(1, 1, 1, 1), [])
+
+
+@pytest.mark.parametrize("make", [lambda g: Conv2d(3, 4, 5, generator=g), lambda g: DepthwiseGate(4, g)])
+def test_what_is_to_be_loaded_draws_no_numbers_and_others_do(make: Any, generator: torch.Generator) -> None:
+    before = generator.get_state()
+    with to_be_loaded():
+        module = make(generator)
+        assert torch.equal(generator.get_state(), before)
+        other = Thread(target=make, args=(generator,))  # in its own context
+        other.start()
+        other.join()
+        assert not torch.equal(generator.get_state(), before)
+    drawn = make(generator)
+    module.load({p.name: p.value for p in drawn.param()})
+    assert all(torch.equal(a.value, b.value) for a, b in zip(module.param(), drawn.param(), strict=True))
