@@ -140,14 +140,6 @@ def level_of(added: Tensor) -> float:
     return added.square().mean().sqrt().item()
 
 
-def level_from_afar(added: Tensor) -> Tensor:
-    """(N, H, W, 3), sides divisible by 4 -> (N, 1, 1, 1): the level of white noise whose lightness is as strong at a quarter of the size as
-    that of this noise."""
-    N, H, W, _ = added.shape
-    small = added.mean(3).view(N, H // 4, 4, W // 4, 4).mean((2, 4))
-    return (small.square().mean((1, 2), keepdim=True).unsqueeze(3) * (16 * 3)).sqrt()  # the mean of 16 pixels, each of three channels
-
-
 def soften(clean: Tensor, colours: Tensor, sharpening: Tensor, generator: torch.Generator) -> Tensor:
     """(N, H, W, 3) -> the same, blurred and sharpened as cameras' pictures are at full size: scenes that smoothed noise belongs to.
 

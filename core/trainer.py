@@ -31,8 +31,6 @@ from core.replay import Replay
 
 GRAIN = 6 / 255
 """What photographs are taken to hold at most of grain and of JPEG's traces, where a recipe's `cleaner` is to clean them of it."""
-LOUDEST = 55 / 255
-"""The level that a recipe's `teacher` is told at most: shipped denoisers know none above."""
 ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
 """What of a recipe may differ where, or when, the same run goes on."""
 
@@ -45,9 +43,8 @@ class TrainingError(RuntimeError):
 class Recipe:
     """One run. `sigma` is the range of noise levels in [0, 1] image units, `photographic` the share of pictures that get a camera's noise
     in place of Gaussian noise (see `core.noise`), `grey` the share that loses its colours, `cleaner` the weights that first rid the
-    photographs of their own grain, `teacher` those of a denoiser of white noise to learn from as well (see `_taught`), `untold` what a
-    network that finds the level by itself has in its level map (None: what its parent has, or `noise.UNTOLD`), all of method "clean" alone;
-    `architecture` is that of new weights, and `initial` ones keep theirs; sizes are in
+    photographs of their own grain, `untold` what a network that finds the level by itself has in its level map (None: what its parent has,
+    or `noise.UNTOLD`), all of method "clean" alone; `architecture` is that of new weights, and `initial` ones keep theirs; sizes are in
     pixels, times in seconds.
     """
 
@@ -68,7 +65,6 @@ class Recipe:
     architecture: str = "unet"
     initial: Path | None = None
     cleaner: Path | None = None
-    teacher: Path | None = None
     untold: float | None = None
     validation: Path | None = None
     evaluate_every: int = 500
@@ -83,11 +79,6 @@ class Recipe:
             raise TrainingError(f'validation (={self.validation}) is for method "clean": {self.method} holds out some of its own pictures')
         if self.method != "clean" and self.cleaner is not None:
             raise TrainingError(f'cleaner (={self.cleaner}) is for method "clean": {self.method} learns from noisy pictures as they are')
-        if self.teacher is not None and not (self.method == "clean" and self.photographic):
-            raise TrainingError(
-                f'teacher (={self.teacher}) is for method "clean" with photographic (={self.photographic}) above 0: '
-                "of white noise alone, clean pictures teach more than it"
-            )
         if self.architecture not in ARCHITECTURES:
             raise TrainingError(f"architecture (={self.architecture}) must be one of {', '.join(ARCHITECTURES)}")
         for name in ("steps", "batch", "evaluate_every"):
@@ -165,10 +156,8 @@ def train(
     run: _Run | None = None
     try:
         ranks.agree(lambda: recipe.divide(ranks.size))
-        cleaner, teacher = (
-            None if path is None else _for_inference(weights.load(path)[0], factors, device) for path in (recipe.cleaner, recipe.teacher)
-        )
-        source = ranks.agree(lambda: _source(recipe, cleaner, device, teacher))
+        cleaner = None if recipe.cleaner is None else _for_inference(weights.load(recipe.cleaner)[0], factors, device)
+        source = ranks.agree(lambda: _source(recipe, cleaner, device))
         _same(ranks, recipe)
         resume = ranks.told(str(resume))[0] == "True"
         parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
@@ -378,7 +367,6 @@ class _Run:
                 f"derivatives clipped to {recipe.clip:g}",
                 "noise": source.levels,
                 **({"cleaned by": f"{recipe.cleaner.name}, told {GRAIN * 255:g} in 8-bit steps"} if recipe.cleaner else {}),
-                **({"teacher": f"{recipe.teacher.name}, half of the lightness to learn"} if recipe.teacher else {}),
                 "started from": recipe.initial.name if recipe.initial else "random weights",
                 "seed": recipe.seed,
             },
@@ -464,10 +452,7 @@ class _Clean:
     margin = 0.0
     note = "The pictures were taken as free of noise; the model is for the noise that was put on them."
 
-    def __init__(
-        self, recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device, teacher: methods.Denoise | None = None
-    ) -> None:
-        self.teacher = teacher
+    def __init__(self, recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device) -> None:
         # Every patch counts alike, however much noise it got; L1 would heed the noisiest most, and darken them (by 0.2 steps at sigma 50).
         self.loss: methods.Loss = LogMSE()
         self.recipe = recipe
@@ -495,8 +480,7 @@ class _Clean:
 
     def batches(self, first: int, denoise: methods.Denoise, share: slice) -> Iterator[methods.Batch]:
         untold = noise.UNTOLD if self.untold is None else self.untold
-        batches = _batches(self.recipe, self.pictures, first, share, untold, self.processes)
-        return batches if self.teacher is None else _taught(batches, first, self.teacher)
+        return _batches(self.recipe, self.pictures, first, share, untold, self.processes)
 
     def measure(self, denoise: methods.Denoise) -> float:
         """Mean PSNR in dB, the same noise each time."""
@@ -531,16 +515,14 @@ def _parents_untold(recipe: Recipe) -> float | None:
     return None if recipe.initial is None else weights.untold(weights.load(recipe.initial)[1])
 
 
-def _source(
-    recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device, teacher: methods.Denoise | None = None
-) -> methods.Source:
+def _source(recipe: Recipe, cleaner: methods.Denoise | None, device: torch.device) -> methods.Source:
     untold = _parents_untold(recipe)  # the level that its parent is used to
     if recipe.method == "pairs":
         return methods.Pairs(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, untold)
     if recipe.method == "noisy":
         ramp = recipe.initial is None  # at first it knows no picture whose neighbours could be compared
         return methods.Neighbours(recipe.data, recipe.batch, recipe.patch, recipe.steps, recipe.seed, ramp, untold)
-    return _Clean(recipe, cleaner, device, teacher)
+    return _Clean(recipe, cleaner, device)
 
 
 def _pictures(
@@ -610,24 +592,6 @@ def _batches(
     if processes:
         return ahead.made(make, first, recipe.steps, processes)
     return map(make, range(first, recipe.steps))
-
-
-def _taught(batches: Iterator[methods.Batch], first: int, teacher: methods.Denoise) -> Iterator[methods.Batch]:
-    """The same batches, with half of the lightness that is to be learned from a denoiser of white noise (distillation: Hinton et al. 2015).
-
-    What is learned then is the mean of two: of the scenes that are likely if noise is such as `core.noise` makes it, and of the teacher's
-    answer, which knows no camera and is wrong about other things. It is told the level of white noise that would be as strong seen at a
-    quarter of the size, and sees each batch in another of eight ways: what it does otherwise, then, is its error. Pictures without noise
-    stay as they are.
-    """
-    for step, (noisy, clean, sigma) in enumerate(batches, first):
-        level = noise.level_from_afar(noisy - clean).clamp_(max=LOUDEST)
-        turns, mirrored = step % 4, step % 8 >= 4
-        seen = torch.rot90(noisy.flip(2) if mirrored else noisy, turns, (1, 2))
-        answer = torch.rot90(teacher(seen.contiguous(), level), -turns, (1, 2))
-        answer = (answer.flip(2) if mirrored else answer).to(clean.device)
-        change = (answer - clean).mean(3, keepdim=True) / 2
-        yield noisy, torch.where(level > 0, clean + change, clean), sigma
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -256,21 +256,6 @@ class TestJpeg:
         assert set(down) == set(across) == set(range(16))
 
 
-class TestLevelFromAfar:
-    def test_white_noise_has_its_own_level(self, generator: torch.Generator) -> None:
-        sigma = torch.tensor([0.0, 0.02, 0.1]).view(3, 1, 1, 1)
-        level = noise.level_from_afar(noise.add_gaussian(torch.zeros(3, 256, 256, 3), sigma, generator))
-        torch.testing.assert_close(level, sigma, atol=0, rtol=0.06)
-
-    def test_what_is_the_same_in_all_channels_has_that_which_a_grey_picture_is_told(self, generator: torch.Generator) -> None:
-        added = torch.randn(1, 256, 256, 1, generator=generator).expand(-1, -1, -1, 3)
-        assert noise.level_from_afar(added).item() == pytest.approx(noise.GREY_LEVEL, rel=0.06)
-
-    def test_what_goes_over_several_pixels_is_louder_from_afar(self, generator: torch.Generator) -> None:
-        blotches = torch.randn(1, 64, 64, 3, generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2)
-        assert noise.level_from_afar(blotches).item() == pytest.approx(4, rel=0.06)
-
-
 class TestSoften:
     def test_pictures_are_blurred_by_one_pixel_and_a_half_at_most(self, generator: torch.Generator) -> None:
         point = torch.zeros(60, 21, 25, 3)

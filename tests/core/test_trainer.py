@@ -84,11 +84,6 @@ def breaking_at(step: int, value: float) -> type[LogMSE]:
     return Breaking
 
 
-def ways_of(pictures: Tensor) -> list[Tensor]:
-    """(N, H, W, 3), turned and mirrored."""
-    return [torch.rot90(flipped, turns, (1, 2)) for flipped in (pictures, pictures.flip(2)) for turns in range(4)]
-
-
 def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(recipe: Make) -> None:
     it = recipe(steps=2)
     told: list[Progress] = []
@@ -479,37 +474,6 @@ class TestOnASmallNetwork:
             count += 1
         assert count == 4
 
-    def test_half_of_the_lightness_is_a_teachers_who_sees_each_batch_otherwise(self, recipe: Make) -> None:
-        it = recipe(photographic=0.7, batch=12, steps=17)
-        pictures, _ = trainer._pictures(it)
-        seen: list[Tensor] = []
-
-        def teacher(noisy: Tensor, level: Tensor | float) -> Tensor:
-            assert isinstance(level, Tensor)
-            assert level.shape == (12, 1, 1, 1)
-            assert level.max() <= trainer.LOUDEST
-            seen.append(noisy)
-            return noisy - level
-
-        plain, taught = trainer._batches(it, pictures, 9), trainer._taught(trainer._batches(it, pictures, 9), 9, teacher)
-        for (noisy, clean, sigma), (given, target, told) in zip(plain, taught, strict=True):
-            assert torch.equal(noisy, given)
-            assert torch.equal(sigma, told)
-            level = noise.level_from_afar(noisy - clean).clamp(max=trainer.LOUDEST)
-            half = (clean.mean(3) + noisy.mean(3) - level[..., 0]) / 2
-            torch.testing.assert_close(target.mean(3), torch.where(level[..., 0] > 0, half, clean.mean(3)), atol=1e-6, rtol=0)
-            torch.testing.assert_close(target - target.mean(3, keepdim=True), clean - clean.mean(3, keepdim=True), atol=1e-6, rtol=0)
-            untouched = (noisy == clean).flatten(1).all(1)
-            assert torch.equal(target[untouched], clean[untouched])
-        again = list(trainer._batches(it, pictures, 9))
-        ways = {tuple(torch.equal(x, given) for x in ways_of(noisy)).index(True) for (noisy, _, _), given in zip(again, seen, strict=True)}
-        assert len(ways) == 8
-
-    def test_the_teachers_weights_are_in_the_card(self, recipe: Make, tmp_path: Path) -> None:
-        run(first := recipe(steps=1))
-        run(second := recipe(steps=1, photographic=0.5, teacher=first.out, out=tmp_path / "second.safetensors"))
-        assert weights.load(second.out)[1]["recipe"]["teacher"] == f"{first.out.name}, half of the lightness to learn"
-
     def test_in_grey_alone_it_learns_and_is_measured_in_grey(self, recipe: Make) -> None:
         source = trainer._Clean(recipe(grey=1.0, batch=20, steps=1), None, torch.device("cpu"))
         (noisy, clean, sigma), *_ = source.batches(0, lambda noisy, level: noisy, slice(None))
@@ -617,8 +581,6 @@ def wrong() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"method": "magic"}, "method (=magic) must be one of clean, pairs, noisy"
     apart = 'validation (=apart) is for method "clean": pairs holds out some of its own pictures'
     yield {"method": "pairs", "validation": Path("apart")}, apart
-    teacher = 'teacher (=w) is for method "clean" with photographic (=0.0) above 0: of white noise alone, clean pictures teach more than it'
-    yield {"teacher": Path("w")}, teacher
     cleaner = 'cleaner (=w) is for method "clean": noisy learns from noisy pictures as they are'
     yield {"method": "noisy", "cleaner": Path("w")}, cleaner
     for lr in (0.0, -1.0, math.nan):
