@@ -18,7 +18,8 @@ from torch import Tensor
 
 from core import noise
 from core.networks import ARCHITECTURES
-from core.nn import Module, to_be_loaded
+from core.nn import Module
+from core.nn.module import to_be_loaded
 
 Card = dict[str, Any]
 GREY = "grey."

@@ -4,7 +4,7 @@ from core.nn.activation import ReLU, Sigmoid
 from core.nn.conv import Conv2d, Convolution, Upsampling
 from core.nn.gated import DepthwiseGate, Gate, RMSNorm
 from core.nn.loss import L1, MSE, Censored, Charbonnier, LogMSE
-from core.nn.module import Module, Parameter, Rule, Tape, to_be_loaded
+from core.nn.module import Module, Parameter, Rule, Tape
 from core.nn.optim import SGD, Adam, Muon, clip, norms
 from core.nn.resample import DepthToSpace, NearestUpsampling, SpaceToDepth
 from core.nn.sequential import Concat, Residual, Sequential
@@ -40,5 +40,4 @@ __all__ = [
     "by_halves",
     "clip",
     "norms",
-    "to_be_loaded",
 ]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nn import SGD, Adam, Concat, Conv2d, DepthwiseGate, Module, ReLU, Residual, Sequential, Sigmoid, Tape, to_be_loaded
+from core.nn import SGD, Adam, Concat, Conv2d, DepthwiseGate, Module, ReLU, Residual, Sequential, Sigmoid, Tape
+from core.nn.module import to_be_loaded
 from tests.core.nn.errors import refused
 from tests.core.nn.nets import LAYERS, LEARNING, NETWORKS, layers, pair
 from tests.core.nn.oracles import assert_same, by_engine
