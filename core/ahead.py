@@ -1,6 +1,8 @@
 """Batches made ahead by other processes, where an accelerator would otherwise wait for the processor that makes them.
 
-A camera's noise takes one core a second for 6 megapixels, and an accelerator learns from tens of them in that time. Knows nothing of noise.
+A camera's noise takes one core a second for three megapixels, and an accelerator learns from tens of them in that time.
+
+Knows nothing of noise.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ STRIP_NUMBERS = 28 << 17
 """Pixels that enter the network at a time times its tensors of weights, for each of up to two threads: on a processor, so few that a layer
 finds in its last cache what the one before wrote, and all of them together need little memory. `gaussian` is 3 to 5 % sooner with twice as
 many if two threads compute, and not if one does; `gaussian-fine`, of 1024x1024 / 512x512, takes 1.28 / 0.47 s with as many pixels as that,
-and 1.17 / 0.31 s and a quarter of the memory so.
+and 1.17 / 0.33 s and a sixth of the memory so.
 """
 STRIP_PIXELS_ELSEWHERE = 1 << 21
 """Enough to fill an accelerator."""

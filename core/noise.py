@@ -149,9 +149,10 @@ def soften(clean: Tensor, colours: Tensor, sharpening: Tensor, generator: torch.
     low, high = SOFTNESS
     deviation = low + (high - low) * torch.rand(N, 1, 1, 1, generator=generator)
     scenes = clean.movedim(3, 1)
-    grey = scenes.mean(1, keepdim=True)
+    red, blue = (scenes[:, channel] - scenes[:, 1] for channel in (0, 2))  # nothing of a grey scene, to the bit
+    planes = torch.stack((scenes.mean(1), (2 * red - blue) / 3, (2 * blue - red) / 3), 1)
     down, across = (_smoothers(size, deviation, colours, sharpening) for size in (H, W))
-    soft = down @ torch.cat((grey, scenes[:, ::2] - grey), 1) @ across
+    soft = down @ planes @ across
     return _from_planes(soft).clamp_(0, 1).movedim(1, 3).contiguous()
 
 
@@ -195,7 +196,7 @@ def add_either(
     if photographic == 0:
         return noisy, clean, sigma * telling
     chosen = (torch.rand(len(clean), generator=generator) < photographic).nonzero().flatten()
-    parts = [add_photographic(clean[part], generator) for part in torch.split(chosen, TOGETHER)] or [(clean[:0], clean[:0])]
+    parts = [add_photographic(clean[part], generator) for part in torch.split(chosen, TOGETHER)]
     developed, scene = (torch.cat(which) for which in zip(*parts, strict=True))
     noisy[chosen] = torch.where(grey[chosen], developed.mean(3, keepdim=True), developed)
     clean = clean.index_copy(0, chosen, torch.where(grey[chosen], scene.mean(3, keepdim=True), scene))

@@ -270,8 +270,7 @@ class TestSoften:
     def test_grey_stays_grey(self, generator: torch.Generator) -> None:
         grey = photo(40, 56)[None, ..., :1].expand(8, -1, -1, 3)
         one = torch.ones(8, 1, 1, 1)
-        soft = noise.soften(grey, one, one / 2, generator)
-        torch.testing.assert_close(soft, soft[..., :1].expand_as(soft), atol=1e-6, rtol=0)
+        assert all(noise.is_grey(picture) for picture in noise.soften(grey, one, one / 2, generator))
 
     def test_colours_are_blurred_further_and_lightness_is_not(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(noise, "SOFTNESS", (1.0, 1.0))
