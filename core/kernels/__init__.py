@@ -33,7 +33,8 @@ Sums are float32 in all but one: those of float16 are float16, as all that its v
 """
 
 POINTS = 36
-
+GATED_WIDTH = 6
+"""Of a picture, at least, whose 1x1 convolution is computed with the gate behind it: as many pixels as a product has rows."""
 SAMPLES = {torch.float32: (0, 1.0), torch.uint8: (1, 255.0), torch.uint16: (2, 65535.0)}
 """The kinds of a picture's samples, as jobs.h counts them, and what is white in each."""
 
@@ -111,13 +112,14 @@ class Plan:
         crop: Border,
         relu: bool,
         normal: float = 0.0,
+        gate: bool = False,
     ) -> None:
         self._call, self._job, self._packed = call, job, packed
         self._bias = None if bias is None else bias.float()
         job.A, job.B, job.C, job.F = shape
         job.W, job.Wo = width, (width + sum(sides) - shape[1]) // stride[1] + 1
         job.along_i, job.along_j, job.left, job.scale, job.crop_top, job.crop_left = *stride, sides[0], scale, crop[0], crop[2]
-        job.columns, job.relu, job.epsilon = job.Wo * scale - crop[2] - crop[3], relu, normal
+        job.columns, job.relu, job.epsilon, job.gate = job.Wo * scale - crop[2] - crop[3], relu, normal, gate
         job.u, job.bias = packed.data_ptr(), None if self._bias is None else self._bias.data_ptr()
 
     def __call__(
@@ -253,6 +255,23 @@ class Kernels:
         """
         what = "winograd" if winograd else "direct"
         return Plan(self._call[what], _JOBS[what](), packed, shape, width, stride, sides, bias, scale, crop, relu, normal)
+
+    def gates(self, shape: tuple[int, int, int, int], width: int, dtype: torch.dtype) -> bool:
+        """Whether there is a `gated_plan` for 1x1 kernels of that shape and pictures of that width and dtype."""
+        return self.factors == dtype == torch.float16 and shape[3] % (2 * self.lanes) == 0 and width >= GATED_WIDTH
+
+    def pack_gated(self, weight: Tensor) -> Tensor:
+        """(1, 1, C, 2F) as `gated_plan` takes it."""
+        return self.pack(self._in_turn(weight), False)
+
+    def gated_plan(self, packed: Tensor, shape: tuple[int, int, int, int], width: int, gate: Tensor, normal: float) -> Plan:
+        """`plan` of a 1x1 kernel and, at its one store, `gate_plan` of what it yields, `gate` being that one's bias."""
+        call, job, no_crop = self._call["direct"], _JOBS["direct"](), (0, 0, 0, 0)
+        return Plan(call, job, packed, shape, width, (1, 1), (0, 0), self._in_turn(gate), 1, no_crop, False, normal, gate=True)
+
+    def _in_turn(self, channels: Tensor) -> Tensor:
+        """(..., 2F) -> the same, a vector of the first half and one of the second in turn."""
+        return channels.view(*channels.shape[:-1], 2, -1, self.lanes).transpose(-3, -2).flatten(-3)
 
     def weight_gradient(self, x: Tensor, dy: Tensor, border: Border, unit: float = 1.0) -> Tensor:
         """That of a 3x3 convolution of stride 1, times `unit`: (3, 3, C, F) in float32."""
@@ -494,7 +513,7 @@ _WEIGHTS = _job("", "w u", "C F turned lanes half threads next")
 _CONVOLUTION = _job(
     "x y addend another mask",
     "u bias",
-    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu threads block next",
+    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu gate threads block next",
     "epsilon",
 )
 

@@ -64,6 +64,96 @@ static int NAME(lies_ready)(const clearfold_convolution *job) {
          (job->Wo - 1) * job->along_j + job->B <= job->W && job->B * job->C % PAIR == 0 && job->Wo >= GRAIN && NAME(is_whole)(job);
 }
 
+#if defined(CLEARFOLD_AVX512FP16)
+
+/* Outputs of a row that a thread takes at once, one chunk of columns after another, IN_PLACE factors at a time: these, their sums and what
+ * they are multiplied with stay in the first cache. Fewer outputs where there would be too few PIECES for each thread to have as much to do
+ * as the others. */
+enum { OUTPUTS = 192, PIECES = 6 };
+
+/* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f: the part of their sums that the factors `by`
+ * of the window's row a give. What was summed up before is in m, unless this part is the `first`, and the `last` one finishes. `scales`:
+ * what outputs are multiplied with, or NULL. */
+INLINE void NAME(direct_run)(const clearfold_convolution *job, NAME(pair_of_matrices) by, long a, long n, long i, long j, long f, partial *m, int first, int last, const partial *scales, const int count, const int columns) {
+  vec sum[ROWS][COLUMNS];
+  by.v += clearfold_row(&job->x, n, i * job->along_i + a, job->W * job->C) + j * job->along_j * job->C;
+  NAME(sum_part)(by, 0, by.C, sum, count, columns, 0);
+  if (!first)
+#pragma GCC unroll 12
+    for (int b = 0; b < count; b++)
+#pragma GCC unroll 2
+      for (int c = 0; c < columns; c++) sum[b][c] = add(load_partial(m + (b * columns + c) * VW), sum[b][c]);
+  if (!last) {
+#pragma GCC unroll 12
+    for (int b = 0; b < count; b++)
+#pragma GCC unroll 2
+      for (int c = 0; c < columns; c++) store_partial(m + (b * columns + c) * VW, sum[b][c]);
+    return;
+  }
+  if (job->gate) {
+    long half = job->F / 2, to = clearfold_row(&job->y, n, i, job->columns * half) + j * half + f / 2;
+    vec one = load(job->bias + f), other = load(job->bias + f + VW);
+#pragma GCC unroll 12
+    for (int b = 0; b < count; b++) {
+      vec left = scales ? scaled(sum[b][0], scales + b) : sum[b][0], right = scales ? scaled(sum[b][columns - 1], scales + b) : sum[b][columns - 1];
+      store_narrow((narrow *)job->y.data + to + b * half, mul(add(left, one), add(right, other)));
+    }
+    return;
+  }
+#pragma GCC unroll 2
+  for (int c = 0; c < columns; c++) {
+    vec y[ROWS];
+#pragma GCC unroll 12
+    for (int b = 0; b < count; b++) y[b] = scales ? scaled(sum[b][c], scales + b) : sum[b][c];
+    if (job->y.half) NAME(finish_run)(job, y, count, n, i, j, f + c * VW, 1);
+    else NAME(finish_run)(job, y, count, n, i, j, f + c * VW, 0);
+  }
+}
+
+/* The outputs first..stop of a row, a chunk of columns from f. */
+INLINE void NAME(direct_stretch)(const clearfold_convolution *job, long n, long i, long first, long stop, long f, partial *m, const partial *scales, const int columns) {
+  long taps = job->B * job->C;
+  NAME(pair_of_matrices) by = {NULL, job->along_j * job->C, 1, (const factor *)job->u + f * job->A * taps, 0};
+  for (long a = 0; a < job->A; a++)
+    for (long start = 0; start < taps; start += by.C) {
+      by.C = taps - start < IN_PLACE ? taps - start : IN_PLACE;
+      by.v = (const factor *)job->x.data + start;
+      int begins = !a && !start, ends = a == job->A - 1 && start + by.C == taps;
+      partial *to = m;
+      for (long at = first, count; at < stop; at += count, to += count * columns * VW) {
+        count = stop - at > GRAIN && job->Wo >= ROWS ? ROWS : GRAIN;
+        long j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
+        const partial *of = scales ? scales + j - first : NULL;
+        if (count == ROWS) NAME(direct_run)(job, by, a, n, i, j, f, to, begins, ends, of, ROWS, columns);
+        else NAME(direct_run)(job, by, a, n, i, j, f, to, begins, ends, of, GRAIN, columns);
+      }
+      by.u += by.C * columns * VW;
+    }
+}
+
+static void NAME(direct_in_place_body)(void *p) {
+  clearfold_convolution *job = p;
+  long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW, stretch = job->block, stretches = job->Wo < stretch ? 1 : job->Wo / stretch;
+  partial *m = clearfold_scratch(2 * stretch * (wide + 1) * sizeof(partial)), *scales = job->epsilon > 0 ? m + 2 * stretch * wide : NULL;
+  for (long piece; (piece = clearfold_next(&job->next, job->N * job->Ho * stretches)) >= 0;) {
+    long line = piece / stretches, n = line / job->Ho, i = line % job->Ho, first = piece % stretches * stretch;
+    long stop = piece % stretches == stretches - 1 ? job->Wo : first + stretch; /* the last one takes what is left over */
+    for (long j = first; scales && j < stop; j++)
+      scales[j - first] = to_factor(NAME(normal_scale_of_halves)((const narrow *)job->x.data + clearfold_row(&job->x, n, i, job->W * job->C) + j * job->C, job->C, job->epsilon));
+    for (long f = 0; f < F; f += wide)
+      if (F - f > VW) NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 2);
+      else NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 1);
+  }
+}
+
+static long NAME(block_in_place)(const clearfold_convolution *job) {
+  long block = OUTPUTS;
+  while (block > ROWS && job->N * job->Ho * job->Wo < PIECES * job->threads * block) block = NAME(round_up)(block / 2, ROWS);
+  return block;
+}
+
+#else
+
 /* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f; `scales`: what they are multiplied with, or NULL. */
 INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, const int count, const int columns) {
   enum { STEP = GRAIN < 8 ? GRAIN : 8 }; /* finished at a time */
@@ -124,8 +214,16 @@ static void NAME(direct_in_place_body)(void *p) {
   end_products();
 }
 
+static long NAME(block_in_place)(const clearfold_convolution *job) {
+  (void)job;
+  return 0;
+}
+
+#endif
+
 void NAME(direct)(clearfold_convolution *job) {
   if (NAME(lies_ready)(job)) {
+    job->block = NAME(block_in_place)(job);
     job->next = 0;
     clearfold_team(NAME(direct_in_place_body), job, job->threads);
     return;

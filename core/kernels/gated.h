@@ -49,6 +49,21 @@ INLINE float NAME(normal_scale)(const void *x, long i, long n, float epsilon, fl
   return 1 / __builtin_sqrtf(NAME(inner)(row, row, n) / n + epsilon);
 }
 
+#if defined(CLEARFOLD_AVX512FP16)
+/* The same for float16. */
+INLINE float NAME(normal_scale_of_halves)(const narrow *x, long n, float epsilon) {
+  __m512 sums = _mm512_setzero_ps();
+  for (long c = 0; c < n; c += VW) {
+    __m512i both = (__m512i)load_narrow_n(x + c, n - c);
+    __m512 low = _mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256(both)), high = _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64(both, 1));
+    sums = _mm512_fmadd_ps(high, high, _mm512_fmadd_ps(low, low, sums));
+  }
+  __m256 eight = (__m256)_mm512_castsi512_si256((__m512i)sums) + (__m256)_mm512_extracti64x4_epi64((__m512i)sums, 1);
+  __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1), two = four + _mm_movehl_ps(four, four);
+  return 1 / __builtin_sqrtf((two[0] + two[1]) / n + epsilon);
+}
+#endif
+
 INLINE void NAME(normal_row)(const clearfold_normal *job, long n, long i, float *row, const int half) {
   long C = job->C, x = clearfold_row(&job->x, n, i, job->W * C), y = clearfold_row(&job->y, n, i, job->W * C);
   for (long j = 0; j < job->W; j++, x += C, y += C) {

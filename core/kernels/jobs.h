@@ -25,7 +25,7 @@ typedef struct {
   long N, H, W, C, F, Ho, Wo;               /* Ho, Wo: the convolution's own output */
   long A, B, along_i, along_j, top, left;   /* kernel, stride, border */
   long scale, crop_top, crop_left, rows, columns; /* depth-to-space, and what is kept of it */
-  long relu, threads, block, next;
+  long relu, gate, threads, block, next; /* gate: vectors of the first half of the channels and of the second in turn, which multiply each other; y has half as many */
 } clearfold_convolution;
 
 typedef struct {

@@ -15,38 +15,45 @@ typedef struct {
 
 enum { AHEAD = 4096 }; /* bytes */
 #if defined(CLEARFOLD_AVX512FP16)
-enum { DEEP = 32 }; /* factors whose products are summed up in a register: the longer a sum of 11 bits, the less exact */
+/* Factors whose products are summed up in a register: the longer a sum of 11 bits, the less exact. Winograd's are the more so, for their
+ * sums are multiplied again. */
+enum { DEEP = 32, IN_PLACE = 64 };
 #endif
 
 /* m (rows x columns * VW, `along` apart) = v u, or += where `more` says so; the sums stay in registers. At most 6 rows. `fresh`: u was not
  * read before, and what is AHEAD of what is read is brought near. */
 #if defined(CLEARFOLD_AVX512FP16)
+/* The sums over the factors start..stop, which stay in registers. */
+INLINE void NAME(sum_part)(NAME(pair_of_matrices) by, long start, long stop, vec sum[ROWS][COLUMNS], const int rows, const int columns, const int fresh) {
+#pragma GCC unroll 12
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < columns; j++) sum[i][j] = zero();
+  const factor *left[ROWS / 3];
+#pragma GCC unroll 4
+  for (int i = 0; i < (rows + 2) / 3; i++) left[i] = by.v + 3 * i * by.row + start * by.step;
+  for (long c = start; c < stop; c++) {
+    factors right[COLUMNS];
+#pragma GCC unroll 2
+    for (int j = 0; j < columns; j++) {
+      right[j] = load_factors(by.u + (c * columns + j) * VW);
+      if (fresh) __builtin_prefetch((const char *)(by.u + (c * columns + j) * VW) + AHEAD);
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left[i / 3] + i % 3 * by.row, right[j]);
+#pragma GCC unroll 4
+    for (int i = 0; i < (rows + 2) / 3; i++) left[i] += by.step;
+  }
+}
+
 INLINE void NAME(product_in_parts)(NAME(pair_of_matrices) by, void *m, long along, int more, const int rows, const int columns, const int fresh, const int floats) {
   const long deep = floats ? 2 * DEEP : DEEP;
   for (long start = 0; start < by.C; start += deep) {
     long stop = by.C - start < deep ? by.C : start + deep;
     vec sum[ROWS][COLUMNS];
-#pragma GCC unroll 12
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-      for (int j = 0; j < columns; j++) sum[i][j] = zero();
-    const factor *left[ROWS / 3];
-#pragma GCC unroll 4
-    for (int i = 0; i < (rows + 2) / 3; i++) left[i] = by.v + 3 * i * by.row + start * by.step;
-    for (long c = start; c < stop; c++) {
-      factors right[COLUMNS];
-#pragma GCC unroll 2
-      for (int j = 0; j < columns; j++) {
-        right[j] = load_factors(by.u + (c * columns + j) * VW);
-        if (fresh) __builtin_prefetch((const char *)(by.u + (c * columns + j) * VW) + AHEAD);
-      }
-#pragma GCC unroll 12
-      for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < columns; j++) sum[i][j] = dot(sum[i][j], left[i / 3] + i % 3 * by.row, right[j]);
-#pragma GCC unroll 4
-      for (int i = 0; i < (rows + 2) / 3; i++) left[i] += by.step;
-    }
+    NAME(sum_part)(by, start, stop, sum, rows, columns, fresh);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2

@@ -207,6 +207,17 @@ INLINE vec dot(vec sum, const factor *left, factors right) {
   return sum;
 #endif
 }
+/* x times the number at `by`, spread likewise. */
+INLINE vec scaled(vec x, const partial *by) {
+#if defined(CLEARFOLD_EMULATED)
+  _Float16 y;
+  memcpy(&y, by, sizeof y);
+  return mul(x, _mm512_set1_ph(y));
+#else
+  __asm__("vmulph %1%{1to32%}, %0, %0" : "+v"(x) : "m"(*by));
+  return x;
+#endif
+}
 INLINE void store_factors(factor *p, vec x) { store_narrow(p, x); }
 INLINE void store_pair(factor *p, vec a, vec b) { store_narrow(p, a); (void)b; }
 INLINE factor to_factor(float x) { _Float16 y = (_Float16)x; factor bits; memcpy(&bits, &y, sizeof bits); return bits; }

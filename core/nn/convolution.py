@@ -165,6 +165,25 @@ def by_rows(
     return rows
 
 
+def gated_by_rows(
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    weight: Tensor,
+    gate: Tensor,
+    *,
+    factors: torch.dtype | None,
+    packs: Packs,
+    normal: float,
+) -> ByRows | None:
+    """`by_rows` of a 1x1 convolution and of the gate behind it, whose bias is `gate`, at one store; or None, where no kernel does that."""
+    kernel, shape = _kernel(dtype, device, factors or dtype), _shape(weight)
+    if kernel is None or not kernel.gates(shape, width, dtype):
+        return None
+    packed = packs.get(f"{kernel.name} gated", weight, lambda: kernel.pack_gated(weight))
+    return kernel.gated_plan(packed, shape, width, gate, normal)
+
+
 def _by_strips(
     x: Ring,
     weight: Tensor,

@@ -45,7 +45,7 @@ class _Link(NamedTuple):
 
 
 def normalises(layer: Module, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a kernel computes that layer of each pixel divided by its root mean square, at inference: a 1x1 convolution."""
+    """Whether a kernel computes that layer of each pixel divided by its root mean square, at inference: a 1x1 convolution of stride 1."""
     if not isinstance(layer, Conv2d) or layer.kernel != (1, 1) or layer.stride != (1, 1) or layer.padding != (0, 0):
         return False
     return convolution.by_kernels(dtype, device, layer.factors)

@@ -203,6 +203,10 @@ class Stream:
                 last = [] if layers else addends
             if isinstance(layer, Conv2d):
                 behind = layers[0] if layers else None
+                if isinstance(behind, Gate) and (gated := self._gated(layer, behind, x, normal)):
+                    layers.pop(0)
+                    x = gated
+                    continue
                 if isinstance(behind, ReLU | DepthToSpace):  # computed with the convolution, if nothing is to be added in between
                     layers.pop(0)
                     last = addends if not layers and isinstance(behind, DepthToSpace) else []
@@ -281,9 +285,21 @@ class Stream:
         self._steps.append(step)
         return y
 
+    def _gated(self, layer: Conv2d, behind: Gate, x: Rows, normal: bool) -> Rows | None:
+        """A 1x1 convolution and the gate behind it, if a kernel computes both at once."""
+        if layer.bias is not None or not normalises(layer, x.dtype, self._device):
+            return None
+        how = x.width, x.dtype, self._device, layer.weight, behind.bias
+        compute = convolution.gated_by_rows(*how, factors=layer.factors, packs=layer.packs, normal=EPSILON if normal else 0.0)
+        return None if compute is None else self._by_pixels(compute, x, behind.out_channels, 0)
+
     def _gate(self, layer: Gate | DepthwiseGate, x: Rows) -> Rows:
-        y, edge = self._rows(x.height, x.width, layer.out_channels, x.dtype), EDGE if isinstance(layer, DepthwiseGate) else 0
-        reader, compute = x.reader(), layer.by_rows(x.width, x.dtype, self._device)
+        edge = EDGE if isinstance(layer, DepthwiseGate) else 0
+        return self._by_pixels(layer.by_rows(x.width, x.dtype, self._device), x, layer.out_channels, edge)
+
+    def _by_pixels(self, compute: convolution.ByRows, x: Rows, channels: int, edge: int) -> Rows:
+        """A pixel of the output for each of the input, from those up to `edge` around it."""
+        y, reader = self._rows(x.height, x.width, channels, x.dtype), x.reader()
 
         def step(work: list[Work]) -> bool:
             first, stop = y.stop, x.stop if x.stop == x.height else x.stop - edge

@@ -111,8 +111,8 @@ def test_any_kernel_stride_and_border_equals_torchs(
 
 
 @each_set
-@pytest.mark.parametrize("width", [5, 16, 17, 31, 32, 33, 47, 50, 70])
-@pytest.mark.parametrize("channels", [(32, 64), (40, 80), (6, 48), (64, 16)], ids=str)
+@pytest.mark.parametrize("width", [5, 16, 17, 31, 32, 33, 47, 50, 70, 405])
+@pytest.mark.parametrize("channels", [(32, 64), (40, 80), (6, 48), (64, 16), (160, 64)], ids=str)
 @pytest.mark.parametrize("K", [1, 2])
 def test_windows_that_are_multiplied_where_they_lie(own: Kernels, width: int, channels: Pair, K: int, generator: torch.Generator) -> None:
     x, weight, bias = made(generator, 2, 3 * K, width * K, *channels, (K, K))
@@ -294,13 +294,34 @@ def test_normalised_pixels_and_their_derivative_are_autograds(
 
 
 @each_set
-@pytest.mark.parametrize("width", [1, 5, 17, 40])
+@pytest.mark.parametrize("width", [1, 5, 17, 40, 405])
 @pytest.mark.parametrize("channels", [(16, 32), (64, 128), (35, 20), (256, 64)], ids=str)
 @each_half
 def test_a_1x1_convolution_of_normalised_pixels(own: Kernels, width: int, channels: Pair, half: bool, generator: torch.Generator) -> None:
     x, (_, weight, _) = given(own, half, 2, 3, width, channels[0], generator=generator), made(generator, 1, 1, 1, *channels, (1, 1))
     got = run(own, 5 * x, weight, (1, 1), (0, 0, 0, 0), False, normal=1e-6)
     assert_near(own, got, F.rms_norm(5 * x.double(), channels[:1], eps=1e-6) @ weight[0, 0].double())
+
+
+@each_set
+@pytest.mark.parametrize("width", [5, 6, 11, 13, 40, 405])
+@pytest.mark.parametrize("channels", [(64, 64), (35, 32), (128, 96), (16, 20)], ids=str)
+@pytest.mark.parametrize("normal", [0.0, 1e-6])
+def test_a_convolution_and_the_gate_at_its_store_are_both_one_after_the_other(
+    own: Kernels, generator: torch.Generator, width: int, channels: tuple[int, int], normal: float
+) -> None:
+    C, half = channels
+    x, weight, gate = made(generator, 2, 3, width, C, 2 * half, (1, 1))
+    x = x.to(own.narrow)
+    fits = own.gates((1, 1, C, 2 * half), width, x.dtype)
+    assert fits == (own.factors == torch.float16 and half % 32 == 0 and width >= 6)
+    if not fits:
+        return
+    y = torch.full((2, 3, width, half), math.nan, dtype=x.dtype)
+    plan = own.gated_plan(own.pack_gated(weight), (1, 1, C, 2 * half), width, gate, normal)
+    plan(Ring(x, 0, 3), (0, 0), Ring(y, 0, 3))
+    convolved = run(own, x, weight, (1, 1), (0, 0, 0, 0), False, normal=normal)
+    assert y.equal(own.gate(convolved, None, gate)[0])
 
 
 @each_set
