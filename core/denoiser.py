@@ -25,12 +25,12 @@ ROWS = 256
 BAND = 3072
 """Columns of a picture that pass through the network at once; wider pictures pass in bands that overlap by all it looks at."""
 
-STRIP_NUMBERS = 28 << 17
-"""Pixels that enter the network at a time times its tensors of weights, for each of up to two threads: on a processor, so few that a layer
-finds in its last cache what the one before wrote, and all of them together need little memory. `gaussian` is 3 to 5 % sooner with twice as
-many if two threads compute, and not if one does; `gaussian-fine`, of 1024x1024 / 512x512, takes 1.28 / 0.47 s with as many pixels as that,
-and 1.17 / 0.33 s and a sixth of the memory so.
-"""
+STRIP_PIXELS = 1 << 17
+"""That enter the network at a time, for each of up to two threads: on a processor, so few that a layer finds in its last cache what the one
+before wrote. `gaussian` is 3 to 5 % sooner with twice as many if two threads compute, and not if one does."""
+STRIP_NUMBERS = 56 << 17
+"""The same times a network's tensors of weights, at most: all layers together need little memory. `gaussian-fine`, of 1024x1024, takes
+0.93 s and 254 MB beside the picture so, 0.97 s and 156 MB with half as many, 0.91 s and 445 MB with twice as many."""
 STRIP_PIXELS_ELSEWHERE = 1 << 21
 """Enough to fill an accelerator."""
 
@@ -118,7 +118,7 @@ class Denoiser:
         self._grey_level = float(card.get("grey_level", 1.0))
         reach, _ = network.reach()
         self._halo = -(-reach // ALIGNED) * ALIGNED
-        self._strip_pixels = STRIP_NUMBERS // len(network.param())
+        self._strip_pixels = min(STRIP_PIXELS, STRIP_NUMBERS // len(network.param()))
         self._own = kernels.take(dtype, device)
         self._stream = functools.lru_cache(STREAMS)(_stream)
 
