@@ -4,6 +4,8 @@ Nothing is opened before the first job is ordered, or was by an earlier run: a s
 does not answer goes on without, and asks it again and again.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math
@@ -14,7 +16,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import sqlalchemy as sa
@@ -24,9 +26,11 @@ from app.errors import RETRY_SECONDS, DiskFull, JobsAway, ModelExists, NotEnded,
 from app.ledger import AWAY, Ledger, Record, file_of, now
 from app.models import Models
 from app.orders import Event, Job, Order, Status
-from app.queue import Queue
 from app.settings import Settings
-from app.worker import Worker
+
+if TYPE_CHECKING:
+    from app.queue import Queue
+    from app.worker import Worker
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
@@ -78,6 +82,9 @@ class Jobs:
             self._ledger.close()
 
     def _open(self) -> tuple[Ledger, Queue]:
+        from app.queue import Queue  # 0.3 seconds, of which a service that never trains has none
+        from app.worker import Worker
+
         with self._opening:
             if self._ledger is None or self._queue is None:
                 ledger = Ledger.of(self._settings)

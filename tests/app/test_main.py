@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,3 +228,9 @@ def test_the_service_reaches_core_by_its_front_door_or_by_a_slow_room_when_it_is
     for file in WEB.parent.rglob("*.py"):
         for line in re.findall(r"^\s*(?:from|import) core\b.*", file.read_text(), re.MULTILINE):
             assert re.match(allowed, line.strip("\n")), f"{file.name}: {line}"
+
+
+def test_a_service_that_never_trains_does_not_wait_for_what_jobs_need() -> None:
+    told = "import sys, app.main; print([name for name in ('dbos', 'psycopg', 'app.worker') if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
