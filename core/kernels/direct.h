@@ -90,21 +90,23 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, NAME(pair_of_matr
       for (int c = 0; c < columns; c++) store_partial(m + (b * columns + c) * VW, sum[b][c]);
     return;
   }
+  if (scales)
+#pragma GCC unroll 12
+    for (int b = 0; b < count; b++)
+#pragma GCC unroll 2
+      for (int c = 0; c < columns; c++) sum[b][c] = scaled(sum[b][c], scales + b);
   if (job->gate) {
     long half = job->F / 2, to = clearfold_row(&job->y, n, i, job->columns * half) + j * half + f / 2;
     vec one = load(job->bias + f), other = load(job->bias + f + VW);
 #pragma GCC unroll 12
-    for (int b = 0; b < count; b++) {
-      vec left = scales ? scaled(sum[b][0], scales + b) : sum[b][0], right = scales ? scaled(sum[b][columns - 1], scales + b) : sum[b][columns - 1];
-      store_narrow((narrow *)job->y.data + to + b * half, mul(add(left, one), add(right, other)));
-    }
+    for (int b = 0; b < count; b++) store_narrow((narrow *)job->y.data + to + b * half, mul(add(sum[b][0], one), add(sum[b][columns - 1], other)));
     return;
   }
 #pragma GCC unroll 2
   for (int c = 0; c < columns; c++) {
     vec y[ROWS];
 #pragma GCC unroll 12
-    for (int b = 0; b < count; b++) y[b] = scales ? scaled(sum[b][c], scales + b) : sum[b][c];
+    for (int b = 0; b < count; b++) y[b] = sum[b][c];
     if (job->y.half) NAME(finish_run)(job, y, count, n, i, j, f + c * VW, 1);
     else NAME(finish_run)(job, y, count, n, i, j, f + c * VW, 0);
   }
@@ -146,13 +148,7 @@ static void NAME(direct_in_place_body)(void *p) {
   }
 }
 
-static long NAME(block_in_place)(const clearfold_convolution *job) {
-  long block = OUTPUTS;
-  while (block > ROWS && job->N * job->Ho * job->Wo < PIECES * job->threads * block) block = NAME(round_up)(block / 2, ROWS);
-  return block;
-}
-
-#else
+#else /* other sets, which are no faster by pieces of a row, or of the factors */
 
 /* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f; `scales`: what they are multiplied with, or NULL. */
 INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, const int count, const int columns) {
@@ -214,16 +210,14 @@ static void NAME(direct_in_place_body)(void *p) {
   end_products();
 }
 
-static long NAME(block_in_place)(const clearfold_convolution *job) {
-  (void)job;
-  return 0;
-}
-
 #endif
 
 void NAME(direct)(clearfold_convolution *job) {
   if (NAME(lies_ready)(job)) {
-    job->block = NAME(block_in_place)(job);
+#if defined(CLEARFOLD_AVX512FP16)
+    job->block = OUTPUTS;
+    while (job->block > ROWS && job->N * job->Ho * job->Wo < PIECES * job->threads * job->block) job->block = NAME(round_up)(job->block / 2, ROWS);
+#endif
     job->next = 0;
     clearfold_team(NAME(direct_in_place_body), job, job->threads);
     return;
