@@ -45,8 +45,11 @@ VICINITY = 2.0
 """Deviation in pixels of the window in which that is measured."""
 SHARPENING = (0.0, 0.5)
 """How much of what a blur of one pixel takes away is put on top, along rows and then columns, in every second picture."""
-JPEG_QUALITY = (60, 100)
+JPEG_QUALITY = (40, 100)
 """With colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
+KEPT_QUALITY = 60
+"""From here on what JPEG makes of a scene is the picture that its camera would have written without noise, and what is to be made of the
+noisy one: what was rounded away nobody could tell, and would invent. What heavier compression leaves is a fault, to be taken away."""
 COMPRESSED = (0.75, 0.3)
 """The share of pictures that are compressed, and then again, as what was cropped or turned is saved anew: blocks begin anywhere."""
 
@@ -90,8 +93,9 @@ def _normal(shape: torch.Size, device: torch.device, generator: torch.Generator)
 
 def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
-    And the scenes without noise as a camera shows them: but for those SHRUNK the middle, enlarged and softened; and where JPEG has halved
-    colours with theirs halved, for nobody could tell from the picture what they were.
+    And the scenes without noise as the same camera shows them: but for those SHRUNK the middle, enlarged and softened; then compressed as
+    the noisy ones are, if of KEPT_QUALITY, or else with their colours halved where JPEG has halved the others', for nobody could tell from
+    the picture what they were.
 
     In the order in which light takes it: linear light; the sensor's photon and read noise on a Bayer mosaic (Foi et al. 2008); white
     balance; demosaicing, or shrinking; colour matrix; noise reduction, which spares texture, and sharpening; gamma; 8 bits; JPEG. Every
@@ -130,8 +134,13 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor,
         quality, halved = between(*JPEG_QUALITY).round_().flatten().tolist(), share(0.5).flatten().tolist()
         places = torch.randint(16, (N, 2), generator=generator).tolist()
         for i in share(often).flatten().nonzero().flatten().tolist():
-            steps[i] = _through_jpeg(steps[i], int(quality[i]), 2 if halved[i] else 0, places[i])
-            scene[i] = _with_halved_colours(scene[i], places[i]) if halved[i] else scene[i]
+            subsampling = 2 if halved[i] else 0
+            steps[i] = _through_jpeg(steps[i], int(quality[i]), subsampling, places[i])
+            if quality[i] >= KEPT_QUALITY:
+                written = scene[i].mul(255).round_().to(torch.uint8)
+                scene[i] = _through_jpeg(written, int(quality[i]), subsampling, places[i]).float().div_(255)
+            elif halved[i]:
+                scene[i] = _with_halved_colours(scene[i], places[i])
     return steps.float().div_(255), scene
 
 

@@ -233,12 +233,24 @@ class TestJpeg:
     def test_a_scene_whose_colours_were_halved_is_given_so(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(noise, "_through_jpeg", lambda steps, *others: steps)
         monkeypatch.setattr(noise, "SHRUNK", 1.0)
+        monkeypatch.setattr(noise, "KEPT_QUALITY", 101)
         scenes = torch.rand(64, 16, 16, 3, generator=generator).mul_(0.5).add_(0.25)
         _, shown = noise.add_photographic(scenes, generator)
         changed = (shown != scenes).flatten(1).any(1)
         assert 15 <= changed.sum() <= 48
         weights = torch.tensor(noise.LIGHTNESS)
         torch.testing.assert_close(shown @ weights, scenes @ weights)
+
+    @pytest.mark.parametrize(("quality", "kept"), [(60, True), (59, False)])
+    def test_a_scene_is_compressed_as_its_picture_is_if_not_heavily(
+        self, quality: int, kept: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(noise, "SHOT", (1e-12, 1e-12))  # hardly any noise
+        monkeypatch.setattr(noise, "JPEG_QUALITY", (quality, quality))
+        monkeypatch.setattr(noise, "COMPRESSED", (1.0, 0.5))
+        noisy, shown = noise.add_photographic(photo(48, 64).expand(16, -1, -1, -1), generator)
+        off = (noisy - shown).square().mean((1, 2, 3)).sqrt() * 255
+        assert off.median() < 0.3 if kept else off.min() > 0.5  # the median: a value just between two steps goes either way
 
     def test_pictures_are_compressed_once_and_some_again(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[int, ...]] = []
@@ -248,10 +260,11 @@ class TestJpeg:
             return steps
 
         monkeypatch.setattr(noise, "_through_jpeg", through)
+        monkeypatch.setattr(noise, "KEPT_QUALITY", 101)
         noise.add_photographic(photo(16, 16).expand(200, -1, -1, -1), generator)
         assert 180 <= len(seen) <= 240
         qualities, samplings, down, across = zip(*seen, strict=True)
-        assert 60 <= min(qualities) < 64 < 96 < max(qualities) <= 100
+        assert 40 <= min(qualities) < 44 < 96 < max(qualities) <= 100
         assert set(samplings) == {0, 2}
         assert set(down) == set(across) == set(range(16))
 
