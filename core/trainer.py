@@ -192,7 +192,7 @@ def _train(
             value, lengths = run.derive(loss, noisy, target, sigma, torch.float32)
         if not math.isfinite(value):
             raise run.lost(recipe, f"the loss is {value}")
-        run.update(recipe, lengths)
+        run.update(recipe, lengths, factors)
 
         ended = ranks.any(run.step == recipe.steps or stop())
         measured = ended or run.step % recipe.evaluate_every == 0
@@ -287,11 +287,11 @@ class _Run:
             lengths = self.ranks.norms()
         return mean, norms(self.network.param()) if lengths is None else lengths
 
-    def update(self, recipe: Recipe, lengths: Tensor) -> None:
+    def update(self, recipe: Recipe, lengths: Tensor, factors: torch.dtype) -> None:
         """One step of the optimiser, by derivatives of such lengths, and the moving average's; the average is shorter at the start, where
         weights change fast.
         """
-        self.rule.lr = recipe.lr_at(self.step)
+        self.rule.lr, self.rule.factors = recipe.lr_at(self.step), factors
         clip([p for p in self.network.param() if self.ranks.owns(p.name)], recipe.clip, lengths)
         self.network.train(self.ranks.sharing(self.rule))
         self.step += 1

@@ -115,8 +115,9 @@ class Muon:
     FEWEST = 16
     ROUNDS = 5
 
-    def __init__(self, lr: float = 1e-3, momentum: float = 0.95) -> None:
-        self.lr, self.momentum = _positive(lr), momentum
+    def __init__(self, lr: float = 1e-3, momentum: float = 0.95, factors: torch.dtype = torch.float32) -> None:
+        """`factors`: what the device multiplies fast; of bfloat16, large matrices are made orthogonal so, see `orthogonal_coarsely`."""
+        self.lr, self.momentum, self.factors = _positive(lr), momentum, factors
         self.adam = Adam(lr)
         self.means: dict[str, Tensor] = {}
 
@@ -137,7 +138,9 @@ class Muon:
                 for m in means:
                     m.masked_fill_(m.abs() < LEAST, 0)
             ahead = torch.stack(torch._foreach_lerp(ds, means, self.momentum))  # Nesterov's momentum
-            steps = orthogonal(ahead.flatten(1, 3))
+            flat = ahead.flatten(1, 3)
+            coarse = self.factors == torch.bfloat16 and min(flat.shape[1:]) >= LARGE
+            steps = orthogonal_coarsely(flat) if coarse else orthogonal(flat)
             length = self.lr * 0.2 * math.sqrt(max(steps.shape[1:]))
             torch._foreach_sub_(values, [*steps.to(ahead.dtype).view_as(ahead)], alpha=length)
 
@@ -178,6 +181,26 @@ def orthogonal(matrix: Tensor) -> Tensor:
         Q = last @ Q
     Y: Tensor = Q @ X
     return Y if wide else Y.mT
+
+
+LARGE = 128
+"""Shorter side from which on two cores of a Zen 5 are sooner by bfloat16: with 256x512 1.6 ms in place of 4.0, with 1152x128 alike."""
+
+
+def orthogonal_coarsely(matrix: Tensor) -> Tensor:
+    """The same as `orthogonal` to a hundredth, or, where singular values go over three decades, to a tenth: in bfloat16, as Jordan et al.
+    2024 have it. X itself goes through the rounds, for in that precision `X Xt` would lose directions of less than a tenth of the largest.
+    More products, where those are several times as fast.
+    """
+    a, b, c = NEWTON_SCHULZ
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    X = matrix if wide else matrix.mT
+    X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)).bfloat16().contiguous()
+    add = torch.addmm if X.dim() == 2 else torch.baddbmm
+    for _ in range(Muon.ROUNDS):
+        G = X @ X.mT
+        X = add(X, add(G, G, G, beta=b, alpha=c), X, beta=a)
+    return X if wide else X.mT
 
 
 def _alike(derived: Sequence[tuple[str, Tensor, Tensor]]) -> list[list[tuple[str, Tensor, Tensor]]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from core.nn import SGD, Adam, Muon, Parameter, clip, norms, optim
-from core.nn.optim import NEWTON_SCHULZ, orthogonal
+from core.nn.optim import NEWTON_SCHULZ, orthogonal, orthogonal_coarsely
 from tests.core.nn.errors import refused
 
 
@@ -89,6 +89,37 @@ def test_a_matrix_of_many_decades_is_made_orthogonal_as_the_paper_says(shape: tu
     coarse = orthogonal(matrix.bfloat16())
     assert coarse.dtype == torch.float32
     torch.testing.assert_close(coarse, orthogonal(matrix.bfloat16().float()))
+
+
+@pytest.mark.parametrize("shape", [(3, 128, 256), (1152, 128), (128, 128)], ids=str)
+@pytest.mark.parametrize(("decades", "off"), [(1, 0.02), (3, 0.1)])
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_coarsely_a_matrix_is_made_orthogonal_nearly_as_finely(
+    shape: tuple[int, ...], decades: int, off: float, size: float, generator: torch.Generator
+) -> None:
+    U, S, Vt = torch.linalg.svd(torch.randn(*shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    matrix = size * U * torch.logspace(0, -decades, S.shape[-1], dtype=torch.float64) @ Vt
+    got, fine = orthogonal_coarsely(matrix.float()).double(), orthogonal(matrix)
+    assert (got - fine).norm() < off * fine.norm()
+
+
+def test_nothing_is_coarsely_made_of_nothing() -> None:
+    assert not orthogonal_coarsely(torch.zeros(130, 140)).any()
+
+
+def test_muon_is_coarse_with_large_matrices_where_bfloat16_is_fast(generator: torch.Generator) -> None:
+    shapes = {"large": (1, 1, 128, 256), "small": (3, 3, 20, 64)}
+    values = {name: torch.randn(2, *shape, generator=generator) for name, shape in shapes.items()}
+    after = {}
+    for factors in (torch.float32, torch.bfloat16, torch.float16):
+        parameters = [Parameter(name, value[0].clone(), value[1]) for name, value in values.items()]
+        Muon(0.1, factors=factors)(parameters)
+        after[factors] = {name: value for name, value, _ in parameters}
+    for name, value in values.items():
+        fine, coarse = after[torch.float32][name], after[torch.bfloat16][name]
+        assert torch.equal(after[torch.float16][name], fine)
+        assert torch.equal(coarse, fine) == (name == "small")
+        torch.testing.assert_close(coarse - value[0], fine - value[0], rtol=0, atol=0.02 * (fine - value[0]).abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
