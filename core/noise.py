@@ -37,7 +37,8 @@ COLOUR_SMOOTHING = (0.0, 4.0)
 """The same of its colours, in addition: cameras smooth them more, since eyes see less of it."""
 SPARED = (0.25, 1.0)
 """What noise reduction leaves in flat parts, as a share of what it leaves in texture: it averages where a picture is even and spares what
-varies (Tomasi, Manduchi, "Bilateral filtering", ICCV 1998). On every eighth pair of PolyU, deviations in the busiest quarter of a
+varies (Tomasi, Manduchi, "Bilateral filtering", ICCV 1998). It cannot tell noise from faint texture: of a scene's lightness at full size,
+what differs from the vicinity's mean is left as the noise there is. On every eighth pair of PolyU, deviations in the busiest quarter of a
 picture were 1.2 to 4 times those of the calmest at the same brightness, and the noise was as blotchy in both."""
 VARYING = (2 / 255, 16 / 255)
 """The deviation of a scene's lightness at which half of that is spared, uniform in its logarithm."""
@@ -93,7 +94,8 @@ def _normal(shape: torch.Size, device: torch.device, generator: torch.Generator)
 
 def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
-    And the scenes without noise as the same camera shows them: but for those SHRUNK the middle, enlarged and softened; then compressed as
+    And the scenes without noise as the same camera shows them: but for those SHRUNK the middle, enlarged and softened, and rid of faint
+    texture as of noise; then compressed as
     the noisy ones are, if of KEPT_QUALITY, or else with their colours halved where JPEG has halved the others', for nobody could tell from
     the picture what they were.
 
@@ -117,6 +119,8 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor,
     sharpening = share(0.5) * between(*SHARPENING)
     in_scene = (MOSAIC_SOFTNESS**2 + (between(0, 1) * colours).square()).sqrt()
     clean = torch.where(shrunk, clean, soften(enlarge(clean, generator), in_scene, sharpening, generator))
+    left, seen = _spared(clean, between(*SPARED), between(*map(math.log, VARYING)).exp_())
+    clean = torch.where(smoothed & ~shrunk, seen, clean)
     light = clean.movedim(3, 1).contiguous().pow_(GAMMA)  # (N, 3, H, W)
     gains = torch.cat([between(*channel) for channel in WHITE_BALANCE], 1)
     shot = between(*map(math.log, SHOT)).exp_()
@@ -126,7 +130,7 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor,
     added = _demosaic(mosaic * deviation * torch.randn(N, 1, H, W, generator=generator))
     added = torch.where(shrunk, deviation.mul_(torch.randn(N, 3, H, W, generator=generator)), added)
     added = _reduced(added, 1 + 3 * between(*COLOUR_MATRIX), lightness, colours, sharpening, between(0, 1))
-    added *= torch.where(smoothed, _spared(clean, between(*SPARED), between(*map(math.log, VARYING)).exp_()), 1.0)
+    added *= torch.where(smoothed, left, 1.0)
     developed = (light + added).clamp_(0, 1).pow_(1 / GAMMA) - light.sub_(added).clamp_(0, 1).pow_(1 / GAMMA)
     scene = clean.clone()
     steps = developed.movedim(1, 3).mul_(0.5).add_(clean).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
@@ -258,14 +262,18 @@ def _from_planes(planes: Tensor) -> Tensor:
     return torch.cat((colour[:, :1], -colour.sum(1, keepdim=True), colour[:, 1:]), 1).add_(grey)
 
 
-def _spared(clean: Tensor, flat: Tensor, varying: Tensor) -> Tensor:
-    """(N, H, W, 3), (N, 1, 1, 1) twice -> (N, 1, H, W): `flat` where scenes are even, 1 where they vary by far more than `varying`."""
+def _spared(clean: Tensor, flat: Tensor, varying: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, H, W, 3), (N, 1, 1, 1) twice -> (N, 1, H, W): `flat` where scenes are even, 1 where they vary by far more than `varying`. And
+    the scenes with that much of how their lightness differs from the mean of its vicinity, (N, H, W, 3).
+    """
     _, H, W, _ = clean.shape
     window, none = torch.full_like(flat, VICINITY), torch.zeros_like(flat)
     down, across = (_smoothers(size, window, none, none)[:, :1] for size in (H, W))
     grey = clean.mean(3).unsqueeze(1)
-    variance = (down @ grey.square() @ across).sub_((down @ grey @ across).square_()).clamp_(min=0)
-    return flat + (1 - flat) * variance / (variance + varying.square())
+    mean = down @ grey @ across
+    variance = (down @ grey.square() @ across).sub_(mean.square()).clamp_(min=0)
+    left = flat + (1 - flat) * variance / (variance + varying.square())
+    return left, (clean - ((1 - left) * grey.sub_(mean)).movedim(1, 3)).clamp_(0, 1)
 
 
 def _power(planes: Tensor) -> Tensor:

@@ -141,11 +141,29 @@ class TestPhotographic:
         squares = (torch.arange(64)[:, None] // 2 + torch.arange(64) // 2) % 2 - 0.5
         scene = (0.5 + torch.cat((torch.zeros(64, 64), 0.16 * squares), 1)).view(1, 64, 128, 1).expand(2, -1, -1, 3)
         flat = torch.tensor([0.25, 1.0]).view(2, 1, 1, 1)
-        share = noise._spared(scene, flat, torch.full_like(flat, 0.04))
+        share, seen = noise._spared(scene, flat, torch.full_like(flat, 0.04))
         assert share.shape == (2, 1, 64, 128)
         assert share[0, 0, :, 16:48].flatten().tolist() == pytest.approx([0.25] * 64 * 32, abs=0.01)
         assert share[0, 0, 16:48, 80:112].mean().item() == pytest.approx(0.25 + 0.75 * 4 / 5, abs=0.02)
         assert share[1].flatten().tolist() == pytest.approx([1.0] * 64 * 128)
+        torch.testing.assert_close(seen[1], scene[1])
+        left = (seen[0] - 0.5)[16:48, 80:112].abs().mean() / 0.08  # of the squares; nothing was in the even half
+        assert left.item() == pytest.approx(0.25 + 0.75 * 4 / 5, abs=0.02)
+        torch.testing.assert_close(seen[0, :, 16:48], scene[0, :, 16:48])
+
+    def test_faint_texture_goes_with_the_noise_at_full_size_alone(
+        self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What deviates by a third of what is half spared keeps a third of itself where no noise would be left."""
+        for name, only in (("SPARED", 0.25), ("VARYING", 0.03), ("SOFTNESS", 0.01), ("ENLARGEMENT", 1.0), ("SHARPENING", 0.0)):
+            monkeypatch.setattr(noise, name, (only, only))
+        monkeypatch.setattr(noise, "COMPRESSED", (0.0, 0.0))
+        monkeypatch.setattr(noise, "SMOOTHED", 1.0)
+        stripes = (0.5 + 0.01 * (torch.arange(32) % 2 * 2 - 1)).view(1, 1, 32, 1).expand(4, 32, 32, 3)
+        for shrunk, left in ((0.0, 0.25 + 0.75 / 10), (1.0, 1.0)):
+            monkeypatch.setattr(noise, "SHRUNK", shrunk)
+            _, shown = noise.add_photographic(stripes, generator)
+            assert ((shown - 0.5).abs().mean() / 0.01).item() == pytest.approx(left, abs=0.01)
 
     def test_even_parts_of_cameras_pictures_have_less_noise(self, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         """On average over cameras: all but those that reduce no noise or spare nothing."""
