@@ -20,21 +20,19 @@ from torch import Tensor
 Pair = tuple[int, int]
 Border = tuple[int, int, int, int]  # top, bottom, left, right; a negative one crops
 
-SETS: dict[str, tuple[int, torch.dtype]] = {
-    "amx": (16, torch.bfloat16),
-    "avx512_fp16": (32, torch.float16),
-    "avx512_bf16": (16, torch.bfloat16),
-    "avx512": (16, torch.float32),
-    "avx2": (8, torch.float32),
+SETS: dict[str, tuple[int, int, torch.dtype]] = {
+    "amx": (16, 16, torch.bfloat16),
+    "avx512_fp16": (32, 6, torch.float16),
+    "avx512_bf16": (16, 6, torch.bfloat16),
+    "avx512": (16, 6, torch.float32),
+    "avx2": (8, 6, torch.float32),
 }
-"""The instruction sets, of each dtype the best first: numbers in a vector, and the dtype of what products multiply.
+"""The instruction sets, of each dtype the best first: numbers in a vector, the fewest rows of a product, and the dtype of what it multiplies.
 
 Sums are float32 in all but one: those of float16 are float16, as all that its vectors compute, but for sums of many pictures' derivatives.
 """
 
 POINTS = 36
-GATED_WIDTH = 6
-"""Of a picture, at least, whose 1x1 convolution is computed with the gate behind it: as many pixels as a product has rows."""
 SAMPLES = {torch.float32: (0, 1.0), torch.uint8: (1, 255.0), torch.uint16: (2, 65535.0)}
 """The kinds of a picture's samples, as jobs.h counts them, and what is white in each."""
 
@@ -166,7 +164,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.name = name
-        self.lanes, self.factors = SETS[name]
+        self.lanes, self.grain, self.factors = SETS[name]
         self.narrow = torch.float16 if self.factors == torch.float16 else torch.bfloat16
         """What activations may have in place of float32."""
         # Where vectors are of float16, all else is computed in float32: a processor that has those has AVX-512, too.
@@ -258,7 +256,8 @@ class Kernels:
 
     def gates(self, shape: tuple[int, int, int, int], width: int, dtype: torch.dtype) -> bool:
         """Whether there is a `gated_plan` for 1x1 kernels of that shape and pictures of that width and dtype."""
-        return self.factors == dtype == torch.float16 and shape[3] % (2 * self.lanes) == 0 and width >= GATED_WIDTH
+        pairs = self.factors != torch.bfloat16 or shape[2] % 2 == 0
+        return dtype == self.factors and pairs and shape[3] % (2 * self.lanes) == 0 and width >= self.grain
 
     def pack_gated(self, weight: Tensor) -> Tensor:
         """(1, 1, C, 2F) as `gated_plan` takes it."""

@@ -150,6 +150,46 @@ static void NAME(direct_in_place_body)(void *p) {
 
 #else /* other sets, which are no faster by pieces of a row, or of the factors */
 
+/* As it would be loaded if it had been stored: no product whose sum with something else the compiler would round once in place of twice. */
+INLINE vec as_activation(vec x, int half) {
+  narrow stored[VW];
+  if (!half) {
+#if !defined(CLEARFOLD_EMULATED)
+    __asm__("" : "+x"(x));
+#endif
+    return x;
+  }
+  store_narrow(stored, x);
+  return load_narrow(stored);
+}
+
+/* Of `count` neighbours from column j the sums m, a vector of a gate's first half and one of its other half in turn, gated. They are rounded
+ * first, as if the convolution had stored them and the gate had read them. */
+INLINE void NAME(gate_run)(const clearfold_convolution *job, const partial *m, long n, long i, long j, long f, const float *scales, const int count, const int columns, const int half) {
+  long F = job->F / 2, to = clearfold_row(&job->y, n, i, job->columns * F) + j * F + f / 2;
+  for (int c = 0; c + 1 < columns; c += 2, to += VW) {
+    vec one = load(job->bias + f + c * VW), other = load(job->bias + f + (c + 1) * VW);
+    for (int b = 0; b < count; b++) {
+      vec scale = all(scales ? scales[j + b] : 1);
+      vec left = as_activation(mul(load_partial(m + (b * columns + c) * VW), scale), half), right = as_activation(mul(load_partial(m + (b * columns + c + 1) * VW), scale), half);
+      store_any(job->y.data, to + b * F, mul(add(left, one), add(right, other)), VW, half);
+    }
+  }
+}
+
+/* Where `count` neighbours from column j will be stored, and what is added to them, on their way into the cache while products compute. */
+INLINE void NAME(bring_run_near)(const clearfold_convolution *job, long n, long i, long j, long f, const int count, const int columns) {
+  long F = job->gate ? job->F / 2 : job->F, from = job->gate ? f / 2 : f, width = job->gate ? columns * VW / 2 : columns * VW;
+  const clearfold_rows *all[] = {&job->y, &job->addend, &job->another};
+  for (int r = 0; r < 3; r++) {
+    if (!all[r]->data) continue;
+    long size = all[r]->half ? sizeof(narrow) : sizeof(float), step = F * size;
+    const char *at = (const char *)all[r]->data + (clearfold_row(all[r], n, i, job->columns * F) + j * F + from) * size;
+    for (int b = 0; b < count; b++, at += step)
+      for (long k = 0; k < width * size; k += 64) __builtin_prefetch(at + k, 1);
+  }
+}
+
 /* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f; `scales`: what they are multiplied with, or NULL. */
 INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, const int count, const int columns) {
   enum { STEP = GRAIN < 8 ? GRAIN : 8 }; /* finished at a time */
@@ -162,6 +202,11 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
     by.v = (const factor *)job->x.data + clearfold_row(&job->x, n, i * job->along_i + a, job->W * C) + j * job->along_j * C;
     by.u += taps * columns * VW;
     NAME(product_of)(by, m, columns * VW, 1, count, columns);
+  }
+  if (job->gate) {
+    if (job->y.half) NAME(gate_run)(job, m, n, i, j, f, scales, count, columns, 1);
+    else NAME(gate_run)(job, m, n, i, j, f, scales, count, columns, 0);
+    return;
   }
   for (int c = 0; c < columns; c++)
     for (int first = 0; first < count; first += STEP) {
@@ -182,6 +227,14 @@ INLINE void NAME(direct_counted)(const clearfold_convolution *job, long n, long 
   else NAME(direct_run)(job, n, i, j, f, scales, GRAIN, columns);
 }
 
+/* What the pixel at that place is multiplied with to be normalised; `row` is room for one. */
+INLINE float NAME(scale_in_place)(const clearfold_convolution *job, long at, float *row) {
+#if defined(CLEARFOLD_AVX512BF16)
+  if (job->x.half) return NAME(normal_scale_of_halves)((const narrow *)job->x.data + at, job->C, job->epsilon);
+#endif
+  return job->x.half ? NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, row, 1) : NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, row, 0);
+}
+
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
   long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
@@ -191,7 +244,7 @@ static void NAME(direct_in_place_body)(void *p) {
   for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;) {
     for (long j = 0; scales && j < job->Wo; j++) {
       long at = clearfold_row(&job->x, line / job->Ho, line % job->Ho, job->W * job->C) + j * job->C;
-      scales[j] = job->x.half ? NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, pixel, 1) : NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, pixel, 0);
+      scales[j] = NAME(scale_in_place)(job, at, pixel);
     }
     for (long f = 0; f < F; f += wide)
       for (long at = 0, count; at < job->Wo; at += count) {

@@ -49,7 +49,17 @@ INLINE float NAME(normal_scale)(const void *x, long i, long n, float epsilon, fl
   return 1 / __builtin_sqrtf(NAME(inner)(row, row, n) / n + epsilon);
 }
 
-#if defined(CLEARFOLD_AVX512FP16)
+#if defined(CLEARFOLD_AVX512BF16)
+/* The same for bfloat16, two products of which are added at once. */
+INLINE float NAME(normal_scale_of_halves)(const narrow *x, long n, float epsilon) {
+  __m512 sums = _mm512_setzero_ps();
+  for (long c = 0; c < n; c += 2 * VW) {
+    __m512bh some = (__m512bh)(n - c >= 2 * VW ? _mm512_loadu_si512((const void *)(x + c)) : _mm512_maskz_loadu_epi16((1u << (n - c)) - 1, x + c));
+    sums = _mm512_dpbf16_ps(sums, some, some);
+  }
+  return 1 / __builtin_sqrtf(_mm512_reduce_add_ps(sums) / n + epsilon);
+}
+#elif defined(CLEARFOLD_AVX512FP16)
 /* The same for float16. */
 INLINE float NAME(normal_scale_of_halves)(const narrow *x, long n, float epsilon) {
   __m512 sums = _mm512_setzero_ps();
