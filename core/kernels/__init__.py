@@ -27,7 +27,7 @@ SETS: dict[str, tuple[int, int, torch.dtype]] = {
     "avx512": (16, 6, torch.float32),
     "avx2": (8, 6, torch.float32),
 }
-"""The instruction sets, of each dtype the best first: numbers in a vector, the fewest rows of a product, and the dtype of what it multiplies.
+"""The instruction sets, of each dtype the best first: numbers in a vector, the fewest rows of a product, the dtype of what it multiplies.
 
 Sums are float32 in all but one: those of float16 are float16, as all that its vectors compute, but for sums of many pictures' derivatives.
 """
@@ -111,14 +111,17 @@ class Plan:
         relu: bool,
         normal: float = 0.0,
         gate: bool = False,
+        then: tuple[Tensor, int] | None = None,
     ) -> None:
-        self._call, self._job, self._packed = call, job, packed
+        self._call, self._job, self._packed = call, job, (packed, then)
         self._bias = None if bias is None else bias.float()
         job.A, job.B, job.C, job.F = shape
         job.W, job.Wo = width, (width + sum(sides) - shape[1]) // stride[1] + 1
         job.along_i, job.along_j, job.left, job.scale, job.crop_top, job.crop_left = *stride, sides[0], scale, crop[0], crop[2]
         job.columns, job.relu, job.epsilon, job.gate = job.Wo * scale - crop[2] - crop[3], relu, normal, gate
         job.u, job.bias = packed.data_ptr(), None if self._bias is None else self._bias.data_ptr()
+        if then is not None:
+            job.then, job.outputs = then[0].data_ptr(), then[1]
 
     def __call__(
         self, x: Ring, ends: Pair, y: Ring, addends: Sequence[Ring] = (), mask: Ring | None = None, kept: Ring | None = None
@@ -254,19 +257,33 @@ class Kernels:
         what = "winograd" if winograd else "direct"
         return Plan(self._call[what], _JOBS[what](), packed, shape, width, stride, sides, bias, scale, crop, relu, normal)
 
-    def gates(self, shape: tuple[int, int, int, int], width: int, dtype: torch.dtype) -> bool:
-        """Whether there is a `gated_plan` for 1x1 kernels of that shape and pictures of that width and dtype."""
+    def gates(self, shape: tuple[int, int, int, int], width: int, dtype: torch.dtype, outputs: int = 0) -> bool:
+        """Whether there is a `gated_plan` for 1x1 kernels of that shape and pictures of that width and dtype, and, if that is told, another
+        1x1 kernel of so many `outputs` behind them. (But not in float16, where nobody has measured whether that is sooner.)
+        """
         pairs = self.factors != torch.bfloat16 or shape[2] % 2 == 0
-        return dtype == self.factors and pairs and shape[3] % (2 * self.lanes) == 0 and width >= self.grain
+        whole = shape[3] % (2 * self.lanes) == 0 and outputs % self.lanes == 0
+        behind = not outputs or self.factors != torch.float16
+        return dtype == self.factors and pairs and whole and behind and width >= self.grain
 
     def pack_gated(self, weight: Tensor) -> Tensor:
         """(1, 1, C, 2F) as `gated_plan` takes it."""
         return self.pack(self._in_turn(weight), False)
 
-    def gated_plan(self, packed: Tensor, shape: tuple[int, int, int, int], width: int, gate: Tensor, normal: float) -> Plan:
-        """`plan` of a 1x1 kernel and, at its one store, `gate_plan` of what it yields, `gate` being that one's bias."""
+    def gated_plan(
+        self,
+        packed: Tensor,
+        shape: tuple[int, int, int, int],
+        width: int,
+        gate: Tensor,
+        normal: float,
+        then: tuple[Tensor, int] | None = None,
+    ) -> Plan:
+        """`plan` of a 1x1 kernel and, at its one store, `gate_plan` of what it yields, `gate` being that one's bias; then, of what the gate
+        lets through, if the packed weights and the outputs of another 1x1 kernel are given, which are whole vectors, that one's.
+        """
         call, job, no_crop = self._call["direct"], _JOBS["direct"](), (0, 0, 0, 0)
-        return Plan(call, job, packed, shape, width, (1, 1), (0, 0), self._in_turn(gate), 1, no_crop, False, normal, gate=True)
+        return Plan(call, job, packed, shape, width, (1, 1), (0, 0), self._in_turn(gate), 1, no_crop, False, normal, gate=True, then=then)
 
     def _in_turn(self, channels: Tensor) -> Tensor:
         """(..., 2F) -> the same, a vector of the first half and one of the second in turn."""
@@ -511,8 +528,8 @@ def _job(rows: str, pointers: str, numbers: str, fractions: str = "") -> type[ct
 _WEIGHTS = _job("", "w u", "C F turned lanes half threads next")
 _CONVOLUTION = _job(
     "x y addend another mask",
-    "u bias",
-    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu gate threads block next",
+    "u bias then",
+    "N H W C F Ho Wo A B along_i along_j top left scale crop_top crop_left rows columns relu gate outputs threads block next",
     "epsilon",
 )
 

@@ -133,19 +133,11 @@ INLINE void NAME(direct_stretch)(const clearfold_convolution *job, long n, long 
     }
 }
 
-static void NAME(direct_in_place_body)(void *p) {
-  clearfold_convolution *job = p;
-  long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW, stretch = job->block, stretches = job->Wo < stretch ? 1 : job->Wo / stretch;
-  partial *m = clearfold_scratch(2 * stretch * (wide + 1) * sizeof(partial)), *scales = job->epsilon > 0 ? m + 2 * stretch * wide : NULL;
-  for (long piece; (piece = clearfold_next(&job->next, job->N * job->Ho * stretches)) >= 0;) {
-    long line = piece / stretches, n = line / job->Ho, i = line % job->Ho, first = piece % stretches * stretch;
-    long stop = piece % stretches == stretches - 1 ? job->Wo : first + stretch; /* the last one takes what is left over */
-    for (long j = first; scales && j < stop; j++)
-      scales[j - first] = to_factor(NAME(normal_scale_of_halves)((const narrow *)job->x.data + clearfold_row(&job->x, n, i, job->W * job->C) + j * job->C, job->C, job->epsilon));
-    for (long f = 0; f < F; f += wide)
-      if (F - f > VW) NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 2);
-      else NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 1);
-  }
+/* What a row's outputs first..stop are multiplied with for their pixels to be normalised. */
+INLINE void NAME(find_scales)(const clearfold_convolution *job, long n, long i, long first, long stop, partial *scales, float *row) {
+  const narrow *x = (const narrow *)job->x.data + clearfold_row(&job->x, n, i, job->W * job->C);
+  for (long j = first; j < stop; j++) scales[j - first] = to_factor(NAME(normal_scale_of_halves)(x + j * job->C, job->C, job->epsilon));
+  (void)row;
 }
 
 #else /* other sets, which are no faster by pieces of a row, or of the factors */
@@ -170,7 +162,7 @@ INLINE void NAME(gate_run)(const clearfold_convolution *job, const partial *m, l
   for (int c = 0; c + 1 < columns; c += 2, to += VW) {
     vec one = load(job->bias + f + c * VW), other = load(job->bias + f + (c + 1) * VW);
     for (int b = 0; b < count; b++) {
-      vec scale = all(scales ? scales[j + b] : 1);
+      vec scale = all(scales ? scales[b] : 1);
       vec left = as_activation(mul(load_partial(m + (b * columns + c) * VW), scale), half), right = as_activation(mul(load_partial(m + (b * columns + c + 1) * VW), scale), half);
       store_any(job->y.data, to + b * F, mul(add(left, one), add(right, other)), VW, half);
     }
@@ -215,61 +207,103 @@ INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, l
       for (int b = 0; b < STEP; b++) y[b] = load_partial(m + ((first + b) * columns + c) * VW);
       if (scales)
 #pragma GCC unroll 8
-        for (int b = 0; b < STEP; b++) y[b] = mul(y[b], all(scales[j + first + b]));
+        for (int b = 0; b < STEP; b++) y[b] = mul(y[b], all(scales[first + b]));
       if (job->y.half) NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 1);
       else NAME(finish_run)(job, y, STEP, n, i, j + first, f + c * VW, 0);
     }
 }
 
-/* The same, the count known to the compiler: its sums stay in registers. */
-INLINE void NAME(direct_counted)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, long count, const int columns) {
-  if (GRAIN == ROWS || count == ROWS) NAME(direct_run)(job, n, i, j, f, scales, ROWS, columns);
-  else NAME(direct_run)(job, n, i, j, f, scales, GRAIN, columns);
+/* The outputs first..stop of a row, a chunk of columns from f; their sums stay in registers. */
+INLINE void NAME(direct_stretch)(const clearfold_convolution *job, long n, long i, long first, long stop, long f, partial *m, const partial *scales, const int columns) {
+  for (long at = first, count; at < stop; at += count) {
+    count = GRAIN == ROWS || (stop - at > GRAIN && job->Wo >= ROWS) ? ROWS : GRAIN;
+    long j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
+    const partial *of = scales ? scales + j - first : NULL;
+    if (GRAIN == ROWS || count == ROWS) NAME(direct_run)(job, n, i, j, f, of, ROWS, columns);
+    else NAME(direct_run)(job, n, i, j, f, of, GRAIN, columns);
+  }
+  (void)m;
 }
 
-/* What the pixel at that place is multiplied with to be normalised; `row` is room for one. */
-INLINE float NAME(scale_in_place)(const clearfold_convolution *job, long at, float *row) {
+/* What a row's outputs first..stop are multiplied with for their pixels to be normalised; `row` is room for one. */
+INLINE void NAME(find_scales)(const clearfold_convolution *job, long n, long i, long first, long stop, partial *scales, float *row) {
+  long at = clearfold_row(&job->x, n, i, job->W * job->C) + first * job->C;
+  for (long j = first; j < stop; j++, at += job->C)
 #if defined(CLEARFOLD_AVX512BF16)
-  if (job->x.half) return NAME(normal_scale_of_halves)((const narrow *)job->x.data + at, job->C, job->epsilon);
+    if (job->x.half) scales[j - first] = NAME(normal_scale_of_halves)((const narrow *)job->x.data + at, job->C, job->epsilon);
+    else
 #endif
-  return job->x.half ? NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, row, 1) : NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, row, 0);
+      scales[j - first] = job->x.half ? NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, row, 1) : NAME(normal_scale)(job->x.data, at, job->C, job->epsilon, row, 0);
+}
+
+#endif
+
+/* The outputs first..stop of a row. */
+static void NAME(direct_part)(const clearfold_convolution *job, long n, long i, long first, long stop, partial *m, const partial *scales) {
+  long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
+  for (long f = 0; f < F; f += wide) switch ((F - f < wide ? F - f : wide) / VW) {
+      case 1: NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 1); break;
+      case 2: NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 2); break;
+#if !defined(TWO_COLUMNS)
+      case 3: NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 3); break;
+      case 4: NAME(direct_stretch)(job, n, i, first, stop, f, m, scales, 4); break;
+#endif
+    }
+}
+
+/* A row from pixel j on, as a picture by itself. */
+INLINE clearfold_rows NAME(alone)(const clearfold_rows *of, long n, long i, long W, long C, long j) {
+  long size = of->half ? sizeof(narrow) : sizeof(float);
+  clearfold_rows row = {of->data ? (char *)of->data + (clearfold_row(of, n, i, W * C) + j * C) * size : NULL, 1, 0, of->half};
+  return row;
+}
+
+enum { BETWEEN = ROWS < 32 ? 48 : 64 }; /* pixels of a pair that are gated at a time */
+
+/* The same of a 1x1 convolution, its gate, and a 1x1 convolution of what that lets through, which lies in `gated` in between. */
+static void NAME(direct_pair)(const clearfold_convolution *job, long n, long i, long first, long stop, partial *m, const partial *scales, factor *gated) {
+  clearfold_convolution one = *job, two = *job;
+  clearfold_rows between = {gated, 1, 0, sizeof(factor) == sizeof(narrow)};
+  one.x = NAME(alone)(&job->x, n, i, job->W, job->C, first);
+  one.y = two.x = between;
+  two.y = NAME(alone)(&job->y, n, i, job->columns, job->outputs, first);
+  two.addend = NAME(alone)(&job->addend, n, i, job->columns, job->outputs, first);
+  two.another = NAME(alone)(&job->another, n, i, job->columns, job->outputs, first);
+  one.Wo = one.columns = two.Wo = two.columns = stop - first;
+  two.u = job->then, two.C = job->F / 2, two.F = job->outputs, two.gate = 0, two.bias = NULL;
+  NAME(direct_part)(&one, 0, 0, 0, stop - first, m, scales);
+  NAME(direct_part)(&two, 0, 0, 0, stop - first, m, NULL);
 }
 
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
-  long F = job->F, wide = F < COLUMNS * VW ? F : COLUMNS * VW;
-  float *pixel = job->epsilon > 0 ? clearfold_scratch((job->Wo + NAME(round_up)(job->C, VW)) * sizeof(float)) : NULL;
-  float *scales = pixel ? pixel + NAME(round_up)(job->C, VW) : NULL;
+  long F = job->F > job->outputs ? job->F : job->outputs, stretch = job->block, stretches = job->Wo < stretch ? 1 : job->Wo / stretch, most = 2 * stretch;
+  long wide = F < COLUMNS * VW ? F : COLUMNS * VW, C = NAME(round_up)(job->C, VW);
+  partial *m = clearfold_scratch(most * (wide + 1) * sizeof(partial) + C * sizeof(float) + (job->then ? 2 * BETWEEN * job->F / 2 * sizeof(factor) : 0));
+  partial *room = m + most * wide, *scales = job->epsilon > 0 ? room : NULL;
+  float *row = (float *)(room + most);
   begin_products();
-  for (long line; (line = clearfold_next(&job->next, job->N * job->Ho)) >= 0;) {
-    for (long j = 0; scales && j < job->Wo; j++) {
-      long at = clearfold_row(&job->x, line / job->Ho, line % job->Ho, job->W * job->C) + j * job->C;
-      scales[j] = NAME(scale_in_place)(job, at, pixel);
-    }
-    for (long f = 0; f < F; f += wide)
-      for (long at = 0, count; at < job->Wo; at += count) {
-        count = GRAIN == ROWS || (job->Wo - at > GRAIN && job->Wo >= ROWS) ? ROWS : GRAIN;
-        long n = line / job->Ho, i = line % job->Ho, j = at + count <= job->Wo ? at : job->Wo - count; /* the last run overlaps the one before */
-        switch ((F - f < wide ? F - f : wide) / VW) {
-          case 1: NAME(direct_counted)(job, n, i, j, f, scales, count, 1); break;
-          case 2: NAME(direct_counted)(job, n, i, j, f, scales, count, 2); break;
-#if !defined(TWO_COLUMNS)
-          case 3: NAME(direct_counted)(job, n, i, j, f, scales, count, 3); break;
-          case 4: NAME(direct_counted)(job, n, i, j, f, scales, count, 4); break;
-#endif
-        }
+  for (long piece; (piece = clearfold_next(&job->next, job->N * job->Ho * stretches)) >= 0;) {
+    long line = piece / stretches, n = line / job->Ho, i = line % job->Ho, first = piece % stretches * stretch;
+    long stop = piece % stretches == stretches - 1 ? job->Wo : first + stretch; /* the last one takes what is left over */
+    if (scales) NAME(find_scales)(job, n, i, first, stop, scales, row);
+    if (job->then)
+      for (long at = first, next; at < stop; at = next) {
+        next = stop - at < 2 * BETWEEN ? stop : at + BETWEEN;
+        NAME(direct_pair)(job, n, i, at, next, m, scales ? scales + at - first : NULL, (factor *)(row + C));
       }
+    else NAME(direct_part)(job, n, i, first, stop, m, scales);
   }
   end_products();
 }
-
-#endif
 
 void NAME(direct)(clearfold_convolution *job) {
   if (NAME(lies_ready)(job)) {
 #if defined(CLEARFOLD_AVX512FP16)
     job->block = OUTPUTS;
     while (job->block > ROWS && job->N * job->Ho * job->Wo < PIECES * job->threads * job->block) job->block = NAME(round_up)(job->block / 2, ROWS);
+#else
+    job->block = job->Wo;
 #endif
     job->next = 0;
     clearfold_team(NAME(direct_in_place_body), job, job->threads);

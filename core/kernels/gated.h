@@ -226,9 +226,12 @@ static void NAME(depthwise_gate_body)(void *p) {
   size_t bytes = job->W * job->C * sizeof(float);
   void *nothing = clearfold_scratch(bytes);
   memset(nothing, 0, bytes);
-  for (long at; (at = clearfold_next(&job->next, job->N * job->Ho)) >= 0;)
-    if (job->x.half) NAME(depthwise_row)(job, at / job->Ho, at % job->Ho, nothing, 1);
-    else NAME(depthwise_row)(job, at / job->Ho, at % job->Ho, nothing, 0);
+  enum { BAND = 4 }; /* rows that a thread takes at once: it has read four of the six then that they hang on */
+  long lines = job->N * job->Ho;
+  for (long piece; (piece = clearfold_next(&job->next, (lines + BAND - 1) / BAND)) >= 0;)
+    for (long at = piece * BAND; at < (piece + 1) * BAND && at < lines; at++)
+      if (job->x.half) NAME(depthwise_row)(job, at / job->Ho, at % job->Ho, nothing, 1);
+      else NAME(depthwise_row)(job, at / job->Ho, at % job->Ho, nothing, 0);
 }
 
 /* The gate of (N, H, W, C) filtered by (3, 3, C), which may be kept in `another`: (N, Ho, W, F), C being 2F. */

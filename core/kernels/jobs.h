@@ -21,11 +21,12 @@ typedef struct {
   clearfold_rows addend, another, mask;     /* as y, of its dtype; data is NULL where there is none */
   const void *u;
   const float *bias;                        /* (F) or NULL */
+  const void *then;                         /* packed factors of a 1x1 convolution, (F / 2, outputs), of what the gate lets through, or NULL */
   float epsilon;                            /* above 0: each pixel of x is divided by the root of its channels' mean square and this; of 1x1 kernels */
   long N, H, W, C, F, Ho, Wo;               /* Ho, Wo: the convolution's own output */
   long A, B, along_i, along_j, top, left;   /* kernel, stride, border */
   long scale, crop_top, crop_left, rows, columns; /* depth-to-space, and what is kept of it */
-  long relu, gate, threads, block, next; /* gate: vectors of the first half of the channels and of the second in turn, which multiply each other; y has half as many */
+  long relu, gate, outputs, threads, block, next; /* gate: vectors of the first half of the channels and of the second in turn, which multiply each other; y has half as many, or `outputs` */
 } clearfold_convolution;
 
 typedef struct {

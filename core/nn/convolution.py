@@ -175,13 +175,18 @@ def gated_by_rows(
     factors: torch.dtype | None,
     packs: Packs,
     normal: float,
+    then: tuple[Tensor, Packs] | None = None,
 ) -> ByRows | None:
-    """`by_rows` of a 1x1 convolution and of the gate behind it, whose bias is `gate`, at one store; or None, where no kernel does that."""
+    """`by_rows` of a 1x1 convolution and of the gate behind it, whose bias is `gate`, at one store, and of another 1x1 convolution behind
+    that, if its weight is given; or None, where no kernel does that.
+    """
     kernel, shape = _kernel(dtype, device, factors or dtype), _shape(weight)
-    if kernel is None or not kernel.gates(shape, width, dtype):
+    outputs = 0 if then is None else then[0].shape[3]
+    if kernel is None or not kernel.gates(shape, width, dtype, outputs):
         return None
     packed = packs.get(f"{kernel.name} gated", weight, lambda: kernel.pack_gated(weight))
-    return kernel.gated_plan(packed, shape, width, gate, normal)
+    behind = None if then is None else (_packed(kernel, then[0], (1, 1), then[1]), outputs)
+    return kernel.gated_plan(packed, shape, width, gate, normal, behind)
 
 
 def _by_strips(

@@ -203,6 +203,9 @@ class Stream:
                 last = [] if layers else addends
             if isinstance(layer, Conv2d):
                 behind = layers[0] if layers else None
+                end = layers[1] if len(layers) == 2 else None
+                if isinstance(behind, Gate) and isinstance(end, Conv2d) and (y := self._gated(layer, behind, x, normal, end, addends)):
+                    return y
                 if isinstance(behind, Gate) and (gated := self._gated(layer, behind, x, normal)):
                     layers.pop(0)
                     x = gated
@@ -285,21 +288,32 @@ class Stream:
         self._steps.append(step)
         return y
 
-    def _gated(self, layer: Conv2d, behind: Gate, x: Rows, normal: bool) -> Rows | None:
-        """A 1x1 convolution and the gate behind it, if a kernel computes both at once."""
-        if layer.bias is not None or not normalises(layer, x.dtype, self._device):
+    def _gated(
+        self, layer: Conv2d, behind: Gate, x: Rows, normal: bool, end: Conv2d | None = None, addends: Sequence[Rows] = ()
+    ) -> Rows | None:
+        """A 1x1 convolution, the gate behind it and, if it is told, the 1x1 convolution at the `end`, to whose outputs `addends` are added:
+        where a kernel computes all at once.
+        """
+        for each in (layer, end):
+            if each and (each.bias is not None or each.careful or each.yields or not normalises(each, x.dtype, self._device)):
+                return None
+        if end and end.factors != layer.factors:
             return None
         how = x.width, x.dtype, self._device, layer.weight, behind.bias
-        compute = convolution.gated_by_rows(*how, factors=layer.factors, packs=layer.packs, normal=EPSILON if normal else 0.0)
-        return None if compute is None else self._by_pixels(compute, x, behind.out_channels, 0)
+        then = (end.weight, end.packs) if end else None
+        compute = convolution.gated_by_rows(*how, factors=layer.factors, packs=layer.packs, normal=EPSILON if normal else 0.0, then=then)
+        return compute and self._by_pixels(compute, x, end.weight.shape[3] if end else behind.out_channels, 0, addends)
 
     def _gate(self, layer: Gate | DepthwiseGate, x: Rows) -> Rows:
         edge = EDGE if isinstance(layer, DepthwiseGate) else 0
         return self._by_pixels(layer.by_rows(x.width, x.dtype, self._device), x, layer.out_channels, edge)
 
-    def _by_pixels(self, compute: convolution.ByRows, x: Rows, channels: int, edge: int) -> Rows:
+    def _by_pixels(self, compute: convolution.ByRows, x: Rows, channels: int, edge: int, addends: Sequence[Rows] = ()) -> Rows:
         """A pixel of the output for each of the input, from those up to `edge` around it."""
         y, reader = self._rows(x.height, x.width, channels, x.dtype), x.reader()
+        for rows in addends:
+            _alike(y, rows)
+        others = [(rows, rows.reader()) for rows in addends]
 
         def step(work: list[Work]) -> bool:
             first, stop = y.stop, x.stop if x.stop == x.height else x.stop - edge
@@ -307,8 +321,10 @@ class Stream:
                 return False
             seen = Span(x, max(0, first - edge), min(x.height, stop + edge))
             ends = max(0, edge - first), max(0, stop + edge - x.height)
-            work.append(Convolved(compute, seen, ends, y.write(stop - first), []))
+            work.append(Convolved(compute, seen, ends, y.write(stop - first), [Span(rows, first, stop) for rows in addends]))
             x.needed[reader] = max(0, stop - edge)
+            for rows, other in others:
+                rows.needed[other] = stop
             return True
 
         self._steps.append(step)

@@ -322,7 +322,19 @@ def test_a_convolution_and_the_gate_at_its_store_are_both_one_after_the_other(
     plan = own.gated_plan(own.pack_gated(weight), (1, 1, C, 2 * half), width, gate, normal)
     plan(Ring(x, 0, 3), (0, 0), Ring(y, 0, 3))
     convolved = run(own, x, weight, (1, 1), (0, 0, 0, 0), False, normal=normal)
-    assert y.equal(own.gate(convolved, None, gate)[0])
+    gated = own.gate(convolved, None, gate)[0]
+    assert y.equal(gated)
+    for outputs in (own.lanes, half, half + 4):  # and another convolution behind them
+        assert own.gates((1, 1, C, 2 * half), width, x.dtype, outputs) == (own.factors != torch.float16 and outputs % own.lanes == 0)
+        if not own.gates((1, 1, C, 2 * half), width, x.dtype, outputs):
+            continue
+        last = made(generator, 1, 1, 1, half, outputs, (1, 1))[1]
+        addends = [t.to(x.dtype) for t in torch.randn(2, 2, 3, width, outputs, generator=generator)]
+        y = torch.full((2, 3, width, outputs), math.nan, dtype=x.dtype)
+        then = own.pack(last, False), outputs
+        plan = own.gated_plan(own.pack_gated(weight), (1, 1, C, 2 * half), width, gate, normal, then)
+        plan(Ring(x, 0, 3), (0, 0), Ring(y, 0, 3), [Ring(t, 0, 3) for t in addends])
+        assert y.equal(run(own, gated, last, (1, 1), (0, 0, 0, 0), False, addends=addends))
 
 
 @each_set
