@@ -169,19 +169,6 @@ INLINE void NAME(gate_run)(const clearfold_convolution *job, const partial *m, l
   }
 }
 
-/* Where `count` neighbours from column j will be stored, and what is added to them, on their way into the cache while products compute. */
-INLINE void NAME(bring_run_near)(const clearfold_convolution *job, long n, long i, long j, long f, const int count, const int columns) {
-  long F = job->gate ? job->F / 2 : job->F, from = job->gate ? f / 2 : f, width = job->gate ? columns * VW / 2 : columns * VW;
-  const clearfold_rows *all[] = {&job->y, &job->addend, &job->another};
-  for (int r = 0; r < 3; r++) {
-    if (!all[r]->data) continue;
-    long size = all[r]->half ? sizeof(narrow) : sizeof(float), step = F * size;
-    const char *at = (const char *)all[r]->data + (clearfold_row(all[r], n, i, job->columns * F) + j * F + from) * size;
-    for (int b = 0; b < count; b++, at += step)
-      for (long k = 0; k < width * size; k += 64) __builtin_prefetch(at + k, 1);
-  }
-}
-
 /* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f; `scales`: what they are multiplied with, or NULL. */
 INLINE void NAME(direct_run)(const clearfold_convolution *job, long n, long i, long j, long f, const float *scales, const int count, const int columns) {
   enum { STEP = GRAIN < 8 ? GRAIN : 8 }; /* finished at a time */
