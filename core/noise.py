@@ -50,7 +50,7 @@ JPEG_QUALITY = (40, 100)
 """With colours at half resolution in every second, as phones write them (Guo et al., CBDNet, CVPR 2019)."""
 KEPT_QUALITY = 60
 """From here on what JPEG makes of a scene is the picture that its camera would have written without noise, and what is to be made of the
-noisy one: what was rounded away nobody could tell, and would invent. What heavier compression leaves is a fault, to be taken away."""
+noisy one: what was rounded away nobody could tell, only invent. What heavier compression leaves is a fault, to be taken away."""
 COMPRESSED = (0.75, 0.3)
 """The share of pictures that are compressed, and then again, as what was cropped or turned is saved anew: blocks begin anywhere."""
 
@@ -95,9 +95,8 @@ def _normal(shape: torch.Size, device: torch.device, generator: torch.Generator)
 def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What cameras might have made of scenes (N, H, W, 3): the noise of a raw sensor, developed and compressed. In 8-bit steps, in [0, 1].
     And the scenes without noise as the same camera shows them: but for those SHRUNK the middle, enlarged and softened, and rid of faint
-    texture as of noise; then compressed as
-    the noisy ones are, if of KEPT_QUALITY, or else with their colours halved where JPEG has halved the others', for nobody could tell from
-    the picture what they were.
+    texture as of noise; then compressed as the noisy ones are, from KEPT_QUALITY on, or else with their colours halved where JPEG has
+    halved the others', for nobody could tell from the picture what they were.
 
     In the order in which light takes it: linear light; the sensor's photon and read noise on a Bayer mosaic (Foi et al. 2008); white
     balance; demosaicing, or shrinking; colour matrix; noise reduction, which spares texture, and sharpening; gamma; 8 bits; JPEG. Every

@@ -70,6 +70,7 @@ static int NAME(lies_ready)(const clearfold_convolution *job) {
  * they are multiplied with stay in the first cache. Fewer outputs where there would be too few PIECES for each thread to have as much to do
  * as the others. */
 enum { OUTPUTS = 192, PIECES = 6 };
+enum { SUMS = COLUMNS * VW }; /* of an output, kept in memory from one piece of the factors to the next */
 
 /* `count` neighbours, ROWS or GRAIN, of an output row from column j, a chunk of columns from f: the part of their sums that the factors `by`
  * of the window's row a give. What was summed up before is in m, unless this part is the `first`, and the `last` one finishes. `scales`:
@@ -141,6 +142,8 @@ INLINE void NAME(find_scales)(const clearfold_convolution *job, long n, long i, 
 }
 
 #else /* other sets, which are no faster by pieces of a row, or of the factors */
+
+enum { SUMS = 0 };
 
 /* As it would be loaded if it had been stored: no product whose sum with something else the compiler would round once in place of twice. */
 INLINE vec as_activation(vec x, int half) {
@@ -264,10 +267,9 @@ static void NAME(direct_pair)(const clearfold_convolution *job, long n, long i, 
 
 static void NAME(direct_in_place_body)(void *p) {
   clearfold_convolution *job = p;
-  long F = job->F > job->outputs ? job->F : job->outputs, stretch = job->block, stretches = job->Wo < stretch ? 1 : job->Wo / stretch, most = 2 * stretch;
-  long wide = F < COLUMNS * VW ? F : COLUMNS * VW, C = NAME(round_up)(job->C, VW);
-  partial *m = clearfold_scratch(most * (wide + 1) * sizeof(partial) + C * sizeof(float) + (job->then ? 2 * BETWEEN * job->F / 2 * sizeof(factor) : 0));
-  partial *room = m + most * wide, *scales = job->epsilon > 0 ? room : NULL;
+  long stretch = job->block, stretches = job->Wo < stretch ? 1 : job->Wo / stretch, most = 2 * stretch, C = NAME(round_up)(job->C, VW);
+  partial *m = clearfold_scratch(most * (SUMS + 1) * sizeof(partial) + C * sizeof(float) + (job->then ? BETWEEN * job->F * sizeof(factor) : 0));
+  partial *room = m + most * SUMS, *scales = job->epsilon > 0 ? room : NULL;
   float *row = (float *)(room + most);
   begin_products();
   for (long piece; (piece = clearfold_next(&job->next, job->N * job->Ho * stretches)) >= 0;) {

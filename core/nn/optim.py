@@ -170,9 +170,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
         y.diagonal(dim1=-2, dim2=-1).add_(a)
         return y
 
-    wide = matrix.shape[-2] <= matrix.shape[-1]
-    X = (matrix if wide else matrix.mT).to(torch.promote_types(matrix.dtype, torch.float32))
-    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    X, wide = _lying(matrix)
     G = X @ X.mT
     Q = last = p(G)
     for _ in range(Muon.ROUNDS - 1):
@@ -193,14 +191,20 @@ def orthogonal_coarsely(matrix: Tensor) -> Tensor:
     More products, where those are several times as fast.
     """
     a, b, c = NEWTON_SCHULZ
-    wide = matrix.shape[-2] <= matrix.shape[-1]
-    X = matrix if wide else matrix.mT
-    X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)).bfloat16().contiguous()
+    X, wide = _lying(matrix)
+    X = X.bfloat16().contiguous()
     add = torch.addmm if X.dim() == 2 else torch.baddbmm
     for _ in range(Muon.ROUNDS):
         G = X @ X.mT
         X = add(X, add(G, G, G, beta=b, alpha=c), X, beta=a)
     return X if wide else X.mT
+
+
+def _lying(matrix: Tensor) -> tuple[Tensor, bool]:
+    """In float32 at least and of length 1, turned on its side if it is longer than wide; and whether it was not."""
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    X = (matrix if wide else matrix.mT).to(torch.promote_types(matrix.dtype, torch.float32))
+    return X / X.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(X.dtype).tiny), wide
 
 
 def _alike(derived: Sequence[tuple[str, Tensor, Tensor]]) -> list[list[tuple[str, Tensor, Tensor]]]:
