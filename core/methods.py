@@ -91,7 +91,7 @@ class Pairing:
 
 
 CLEAN_FOLDERS = {"clean", "gt", "groundtruth", "ground_truth", "truth", "target", "targets", "reference"}
-_NUMBERED = re.compile(r"^(.*?)[ _.-]?([12])$")
+_NUMBERED = re.compile(r"^(.*?)(?:[ _.-]|(?<=\D))([12])$")  # not 0001 and 0002, which count scenes
 _WORDED = re.compile(r"^(.*?)[ _.-]?(noisy|clean)$")
 
 
@@ -99,27 +99,31 @@ def pair(names: Sequence[str]) -> Pairing:
     """Finds the pairs among paths of pictures, by one of three rules for all of them. Raises DataError, which names what is left over.
 
     `x_1.png` and `x_2.png` are two shots of one scene; `x_noisy.png` and `x_clean.png` a shot and its truth; else the pictures lie in two
-    folders, and equal names in both belong together. A folder named `clean`, `gt`, `truth`, `target` or `reference` holds truths.
-    Suffixes may differ; letters' case doesn't count.
+    folders, and equal names in both belong together. A folder named `clean`, `gt`, `truth`, `target` or `reference` holds truths, so that
+    beside it `x_1.png` has its own. Suffixes may differ; letters' case doesn't count.
     """
     paths = [PurePosixPath(name.replace("\\", "/").lower()) for name in names]
+    folders = sorted({str(path.parent) for path in paths})
+    truths = [PurePosixPath(folder).name in CLEAN_FOLDERS for folder in folders]
     for rule, clean in ((_NUMBERED, False), (_WORDED, True)):
         halves = [rule.match(path.stem) for path in paths]
-        if halves and all(halves):
+        if halves and all(halves) and (clean or sorted(truths) != [False, True]):
             first, second = ("noisy", "clean") if clean else ("1", "2")
             keys = [(str(path.parent), half[1], half[2]) for path, half in zip(paths, halves, strict=True) if half]
             return Pairing(_matched(names, [key[:2] for key in keys], [key[2] for key in keys], (first, second)), clean)
-    folders = sorted({str(path.parent) for path in paths})
     if len(folders) != 2:
         raise data.DataError(
             f"{len(names)} pictures lie in {len(folders)} folders: pairs are x_1.png and x_2.png, or x_noisy.png and x_clean.png, "
             "or equal names in two folders"
         )
-    truths = [PurePosixPath(folder).name in CLEAN_FOLDERS for folder in folders]
     if truths == [True, False]:
         folders.reverse()
     parents = [str(path.parent) for path in paths]
     return Pairing(_matched(names, [path.stem for path in paths], parents, (folders[0], folders[1])), any(truths) and not all(truths))
+
+
+def _too_small(patch: int) -> data.DataError:
+    return data.DataError(f"no pair has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
 
 
 def _matched(names: Sequence[str], keys: Sequence[object], sides: Sequence[str], order: tuple[str, str]) -> list[tuple[int, int]]:
@@ -349,6 +353,8 @@ class Pairs:
         held = _held_out(len(firsts))
         self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], untold)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
+        if not self._held:
+            raise _too_small(patch)
         dark, light = (0.0, 0.0) if self.clean else noise.at_the_ends((one, other) for one, other, _ in self._held)
         self.loss: Loss = MSE() if self.clean else Censored(dark, light)
         self._within = [_within(one, other, dark, light) for one, other, _ in self._held]
@@ -358,8 +364,8 @@ class Pairs:
         both = [(firsts[i], seconds[i]) for i in rest] + ([] if self.clean else [(seconds[i], firsts[i]) for i in rest])
         self._inputs, self._targets = _Pictures([one for one, _ in both], untold), [other for _, other in both]
         self._cuts = _Cuts([(one.shape[0], one.shape[1]) for one, _ in both], patch)
-        if not self._held or not self._cuts.areas.any():
-            raise data.DataError(f"no pair has {patch}x{patch} pixels: add larger pictures or lower patch (={patch})")
+        if not self._cuts.areas.any():
+            raise _too_small(patch)
         self.what = (
             "PSNR in dB against the clean pictures"
             if self.clean

@@ -185,7 +185,11 @@ def _train(
     saved = started
     bounded = ranks.any(factors == torch.float16)
 
-    for noisy, target, sigma in source.batches(run.step, _denoise(run.network), ranks.share(recipe.batch)):
+    def denoise(noisy: Tensor, level: Tensor | float) -> Tensor:
+        run.network.multiply_in(factors, hardware.activations(factors, run.device))  # not yet, or in float32 since, see below
+        return _denoise(run.network)(noisy, level)
+
+    for noisy, target, sigma in source.batches(run.step, denoise, ranks.share(recipe.batch)):
         noisy, target, sigma = noisy.to(run.device), target.to(run.device), sigma.to(run.device)
         value, lengths = run.derive(loss, noisy, target, sigma, factors)
         if bounded and not (math.isfinite(value) and lengths.isfinite().all()):  # something was above what float16 can be

@@ -24,6 +24,8 @@ from core.nn.module import to_be_loaded
 Card = dict[str, Any]
 GREY = "grey."
 """So begin the names of a second set of weights, for pictures without colours."""
+MOST_TOLD = 16.0
+"""Of what a card has a network told in place of a level, or times a level: far above any that was trained with."""
 
 
 class WeightsError(ValueError):
@@ -49,10 +51,18 @@ def load_both(path: Path) -> tuple[Module, Module | None, Card]:
     try:
         card: Card = json.loads(metadata["card"])
         architecture = ARCHITECTURES[card["architecture"]]
+        json.dumps(card, allow_nan=False)  # Python reads what JSON has no numbers for
     except (KeyError, ValueError, TypeError) as unknown:
         raise WeightsError(f"{path} is no model of this program ({unknown}): use a file that `clearfold train` wrote") from None
+    for entry, least in (("untold", -1.0), ("grey_level", 0.0)):
+        if entry in card and not (isinstance(card[entry], int | float) and least <= card[entry] <= MOST_TOLD):
+            raise WeightsError(
+                f"{path}: its card's {entry} (={card[entry]}) must be a number from {least:g} to {MOST_TOLD:g}: mend the card, or train again"
+            )
     for name, value in values.items():
-        if not value.isfinite().all():
+        if not value.is_floating_point():
+            raise WeightsError(f"{path}: `{name}` is of {value.dtype}, and weights are floats: use a file that `clearfold train` wrote")
+        if not value.float().isfinite().all():
             raise WeightsError(f"{path}: `{name}` holds NaN or infinity: take an earlier copy of the file or train again")
     grey = {name.removeprefix(GREY): value for name, value in values.items() if name.startswith(GREY)}
     network = _filled(architecture, {name: value for name, value in values.items() if not name.startswith(GREY)}, f"{path}")

@@ -25,6 +25,10 @@ Noisy = Callable[[Tensor, torch.Generator], Tensor]
         (["first/a.png", "second/a.tif", "first/b.png", "second/b.png"], [(0, 1), (2, 3)], False),
         (["clean/a.png", "noisy/a.png"], [(1, 0)], True),
         (["set\\shots\\a.png", "set\\GT\\a.png"], [(0, 1)], True),
+        (["noisy/1.png", "noisy/2.png", "clean/1.png", "clean/2.png"], [(0, 2), (1, 3)], True),
+        (["noisy/a_1.png", "noisy/a_2.png", "clean/a_1.png", "clean/a_2.png"], [(0, 2), (1, 3)], True),
+        (["p/0001.png", "p/0002.png", "q/0001.png", "q/0002.png"], [(0, 2), (1, 3)], False),  # numbers of scenes, not of shots
+        (["1_1.png", "1_2.png"], [(0, 1)], False),
     ],
 )
 def test_pairs_are_found_by_their_names(names: list[str], pairs: list[tuple[int, int]], clean: bool) -> None:
@@ -281,6 +285,11 @@ class TestPairs:
     def test_a_pair_of_two_sizes_is_refused(self, tmp_path: Path) -> None:
         path = folder(tmp_path, {"a_1.png": photo(40, 40), "a_2.png": photo(40, 48), "b_1.png": photo(40, 40), "b_2.png": photo(40, 40)})
         with pytest.raises(DataError, match=r"a_1\.png and .*a_2\.png differ in size"):
+            Pairs([path], 1, 32, 1, 0)
+
+    def test_pairs_of_next_to_no_pixels_are_refused(self, tmp_path: Path) -> None:
+        path = folder(tmp_path, {f"{name}_{shot}.png": photo(6, 40) for name in "ab" for shot in (1, 2)})
+        with refused(DataError, "no pair has 32x32 pixels: add larger pictures or lower patch (=32)"):
             Pairs([path], 1, 32, 1, 0)
 
     def test_pairs_smaller_than_a_patch_are_refused(self, tmp_path: Path, generator: torch.Generator) -> None:

@@ -137,6 +137,18 @@ class TestOnASmallNetwork:
         assert weights.read(parts.out)[1] == weights.read(whole.out)[1]
         assert_same_tensors(load_file(parts.checkpoint), load_file(whole.checkpoint))
 
+    def test_so_does_one_that_learns_from_noisy_pictures_with_coarser_factors(
+        self, recipe: Make, tmp_path: Path, generator: torch.Generator
+    ) -> None:
+        """Whose first batch asks the network before it was trained on."""
+        for number in range(3):
+            save(tmp_path / "noisy" / f"{number}.png", photo(96, 104) + 0.1 * torch.randn(96, 104, 3, generator=generator))
+        it = {"data": (tmp_path / "noisy",), "method": "noisy", "dtype": "bfloat16", "steps": 4}
+        whole, parts = (recipe(out=tmp_path / name / "m.safetensors", **it) for name in ("whole", "parts"))
+        losses = [p.loss for p in run(whole)]
+        assert [p.loss for p in run_until(2, parts)] == losses[:2]
+        assert [p.loss for p in run(parts, resume=True)] == losses[2:]
+
     def test_a_run_resumed_at_its_end_has_nothing_to_do(self, recipe: Make) -> None:
         run(recipe())
         before = contents(recipe().out.parent)

@@ -1,6 +1,7 @@
 """Weights on the disk: what is written is read again, a file is whole or not there, and each way to be broken has its words."""
 
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -195,6 +196,44 @@ def test_a_value_that_is_no_number(tmp_path: Path, bad: float) -> None:
     path = stored(tmp_path / "a.safetensors", values)
     message = f"{path}: `1.weight` holds NaN or infinity: take an earlier copy of the file or train again"
     with refused(WeightsError, message):
+        weights.load(path)
+
+
+def test_a_value_that_float32_does_not_hold(tmp_path: Path) -> None:
+    values = values_of()
+    path = stored(tmp_path / "a.safetensors", values | {"4.bias": torch.full((12,), 1e300, dtype=torch.float64)})
+    with refused(WeightsError, f"{path}: `4.bias` holds NaN or infinity: take an earlier copy of the file or train again"):
+        weights.load(path)
+    path = stored(tmp_path / "a.safetensors", values | {"4.bias": torch.ones(12, dtype=torch.int32)})
+    message = f"{path}: `4.bias` is of torch.int32, and weights are floats: use a file that `clearfold train` wrote"
+    with refused(WeightsError, message):
+        weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "least"),
+    [
+        ("grey_level", "abc", 0),
+        ("grey_level", None, 0),
+        ("grey_level", -1.0, 0),
+        ("grey_level", 1e30, 0),
+        ("untold", [1], -1),
+        ("untold", -2, -1),
+    ],
+)
+def test_a_card_that_tells_no_level(tmp_path: Path, entry: str, value: object, least: int) -> None:
+    path = tmp_path / "a.safetensors"
+    weights.save(path, values_of(), {"architecture": "unet", "blind": True, entry: value})
+    message = f"{path}: its card's {entry} (={value}) must be a number from {least} to 16: mend the card, or train again"
+    with refused(WeightsError, message):
+        weights.load(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_card_of_numbers_that_json_has_not(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "a.safetensors"
+    weights.save(path, values_of(), {"architecture": "unet", "figures": {"cbsd68": value}})
+    with pytest.raises(WeightsError, match="is no model of this program .*: use a file that `clearfold train` wrote"):
         weights.load(path)
 
 
