@@ -56,9 +56,8 @@ def load_both(path: Path) -> tuple[Module, Module | None, Card]:
         raise WeightsError(f"{path} is no model of this program ({unknown}): use a file that `clearfold train` wrote") from None
     for entry, least in (("untold", -1.0), ("grey_level", 0.0)):
         if entry in card and not (isinstance(card[entry], int | float) and least <= card[entry] <= MOST_TOLD):
-            raise WeightsError(
-                f"{path}: its card's {entry} (={card[entry]}) must be a number from {least:g} to {MOST_TOLD:g}: mend the card, or train again"
-            )
+            rule = f"must be a number from {least:g} to {MOST_TOLD:g}"
+            raise WeightsError(f"{path}: its card's {entry} (={card[entry]}) {rule}: mend the card, or train again")
     for name, value in values.items():
         if not value.is_floating_point():
             raise WeightsError(f"{path}: `{name}` is of {value.dtype}, and weights are floats: use a file that `clearfold train` wrote")

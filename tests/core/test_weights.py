@@ -233,7 +233,7 @@ def test_a_card_that_tells_no_level(tmp_path: Path, entry: str, value: object, l
 def test_a_card_of_numbers_that_json_has_not(tmp_path: Path, value: float) -> None:
     path = tmp_path / "a.safetensors"
     weights.save(path, values_of(), {"architecture": "unet", "figures": {"cbsd68": value}})
-    with pytest.raises(WeightsError, match="is no model of this program .*: use a file that `clearfold train` wrote"):
+    with pytest.raises(WeightsError, match=r"is no model of this program .*: use a file that `clearfold train` wrote"):
         weights.load(path)
 
 
