@@ -67,7 +67,7 @@ class Access:
         """What whoever was let in may do."""
         if not self.keys:
             return frozenset(SCOPES)
-        found = self._key(_given(headers) or "")
+        found = self._key(given(headers) or "")
         return found.scopes if found else frozenset()
 
     def refusal(self, method: str, path: str, headers: Headers) -> Problem | None:
@@ -89,20 +89,20 @@ class Access:
             if self.public and needed != "denoise" and path != "/metrics":
                 return Forbidden(f"{path} needs an API key of scope '{needed}', and none are set here: see CLEARFOLD_API_KEYS.")
             return None
-        given = _given(headers)
-        if given is None:
+        key = given(headers)
+        if key is None:
             return Unauthorized(
                 "An API key is needed: send it as 'Authorization: Bearer KEY', or as 'X-API-Key: KEY'.", {"WWW-Authenticate": "Bearer"}
             )
-        found = self._key(given)
+        found = self._key(key)
         if found is None:
             return Unauthorized("The API key is not known here: check it.", {"WWW-Authenticate": 'Bearer error="invalid_token"'})
         if needed not in found.scopes:
             return Forbidden(f"{method} {path} needs a key of scope '{needed}', and this one has {', '.join(sorted(found.scopes))}.")
         return None
 
-    def _key(self, given: str) -> Key | None:
-        digest, found = hashlib.sha256(given.encode()).digest(), None
+    def _key(self, text: str) -> Key | None:
+        digest, found = hashlib.sha256(text.encode()).digest(), None
         for key in self.keys:  # all of them, so that time tells nothing
             if hmac.compare_digest(key.digest, digest):
                 found = key
@@ -134,7 +134,8 @@ def _key(entry: str) -> Key:
     return Key(hashlib.sha256(secret.encode()).digest(), scopes)
 
 
-def _given(headers: Headers) -> str | None:
+def given(headers: Headers) -> str | None:
+    """The key that a request has, known or not."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else headers.get("x-api-key")
 

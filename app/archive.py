@@ -149,11 +149,12 @@ def _denoised(
 ) -> "Iterator[Picture]":
     """Every frame, as it is asked for, and nothing else is held meanwhile.
 
-    All of an animation have the model and the level of its first, or it would flicker.
+    All of an animation have the model and the level of the first with noise, or it would flicker: it may begin in black.
     """
     from core import Auto, Ensemble
 
     chosen: Denoiser | None = None
+    used: float | None = 0.0
     frames, count, format = stack.frames(keep_going), stack.count, stack.format
     del stack
     for number in range(count):
@@ -162,7 +163,7 @@ def _denoised(
             frames.close()  # type: ignore[attr-defined]  # and lets go of the file
         seen = noisy.visible()
         part = noisy.opaque(seen)
-        if chosen is None or format == "tiff":
+        if chosen is None or format == "tiff" or used == 0:
             chosen, reason = denoiser.take(part) if isinstance(denoiser, Auto) else (denoiser, "")
             used = chosen.estimate(part) if how.level is None and not chosen.blind else how.level
             if reason:

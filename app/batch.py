@@ -6,15 +6,14 @@ A name from outside is cleaned before it becomes a name inside the zip; nothing 
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
+from app import zips
 from app.errors import Invalid, Problem, TooLarge
 from app.settings import Settings
 
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 HIDDEN = (".", "__MACOSX")  # what file managers put into zips beside the pictures
 UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
 PIECE_BYTES = 1 << 18
@@ -33,7 +32,7 @@ class File:
             try:
                 with self._source.open(self._entry) as unzipped:  # a size that the entry declares is not believed
                     data = unzipped.read(self._most + 1)
-            except BROKEN_ZIP as error:
+            except zips.BROKEN as error:
                 raise Invalid(f"{self.name!r} cannot be unzipped ({error}): make the zip anew, without a password.") from error
         else:
             self._source.seek(0)
@@ -52,7 +51,7 @@ def files(uploads: Iterable[tuple[str, BinaryIO]], settings: Settings) -> list[F
         else:
             found.append(File(name, upload, None, settings.max_upload_bytes))
         if len(found) > settings.max_batch_files:
-            raise Invalid(f"There are more files than max_batch_files = {settings.max_batch_files}: send fewer at a time.")
+            raise _too_many(settings)
     if not found:
         raise Invalid("files is empty: send pictures, or zips of them.")
     return found
@@ -60,12 +59,18 @@ def files(uploads: Iterable[tuple[str, BinaryIO]], settings: Settings) -> list[F
 
 def _inside(zip_name: str, upload: BinaryIO, settings: Settings) -> list[File]:
     try:
-        archive = zipfile.ZipFile(upload)
-        entries = archive.infolist()
-    except BROKEN_ZIP as error:
+        archive = zips.listed(upload, settings.max_batch_files)
+    except zips.TooLong:
+        raise _too_many(settings) from None
+    except zips.BROKEN as error:
         raise Invalid(f"{zip_name[:100]!r} cannot be unzipped ({error}): make it anew.") from error
-    listed = [entry for entry in entries if not entry.is_dir() and not any(part.startswith(HIDDEN) for part in _parts(entry.filename))]
-    return [File(entry.filename, archive, entry, settings.max_upload_bytes) for entry in listed]
+    entries = (entry for entry in archive.infolist() if not entry.is_dir())
+    shown = [entry for entry in entries if not any(part.startswith(HIDDEN) for part in _parts(entry.filename))]
+    return [File(entry.filename, archive, entry, settings.max_upload_bytes) for entry in shown]
+
+
+def _too_many(settings: Settings) -> Invalid:
+    return Invalid(f"There are more files than max_batch_files = {settings.max_batch_files}: send fewer at a time.")
 
 
 def _parts(name: str) -> list[str]:
@@ -83,7 +88,7 @@ class Names:
     def take(self, name: str, ending: str) -> str:
         """`name` with `ending` in place of its suffix."""
         path = PurePosixPath(*_parts(name)[-8:] or ["picture"])
-        stem = str(path.with_name((path.stem or "picture")[:100]))
+        stem = str(path.with_name((path.stem if path.stem.strip(". ") else "picture")[:100]))
         number, free = 1, stem + ending
         while free.lower() in self._taken:
             number += 1

@@ -35,6 +35,7 @@ Decides nothing: who raises a problem knows why.
 
 import errno
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -49,9 +50,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
+from app.heads import ENDLESS
 from core import ImageError
 
 PROBLEM_JSON = "application/problem+json"
+MOST_FILES = {"/denoise/batch": "max_batch_files", "/train": "max_train_pictures"}
 _log = logging.getLogger("clearfold")
 
 
@@ -296,7 +299,7 @@ def answer(request: Request, problem: Problem) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # the framework's, from taking a form apart
-        error = BadRequest(error.detail)
+        error = _of_a_form(request.url.path, error.detail)
     if isinstance(error, Problem):
         return answer(request, error)
     headers = dict(error.headers or {})
@@ -310,6 +313,12 @@ async def _http(request: Request, error: Exception) -> Response:
     return _tell(request, error.status_code, "about:blank", phrase, detail, {}, headers)
 
 
+def _of_a_form(path: str, detail: str) -> Problem:
+    """The framework's words name no setting."""
+    limit, most = MOST_FILES.get(path), re.search(r"Maximum number of files is (\d+)", detail)
+    return Invalid(f"There are more files than {limit} = {most[1]}: send fewer at a time.") if limit and most else BadRequest(detail)
+
+
 def _allowed(request: Request) -> set[str]:
     """Every method of the address that was asked for; the framework names those of its first route alone."""
     routes: list[BaseRoute] = []
@@ -317,7 +326,8 @@ def _allowed(request: Request) -> set[str]:
         inside = getattr(each, "original_router", None)
         routes += inside.routes if inside is not None else [each]
     path = next((route.path for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE), None)
-    return {method for route in routes if isinstance(route, Route) and route.path == path for method in route.methods or ()}
+    found = {method for route in routes if isinstance(route, Route) and route.path == path for method in route.methods or ()}
+    return found | {"HEAD"} if "GET" in found and not ENDLESS.fullmatch(request.url.path) else found
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -151,8 +151,7 @@ class Jobs:
         def add(ledger: Ledger, queue: Queue) -> None:
             ledger.add(Record(job, order), lambda connection, record: queue.add(connection, id, record.job.attempt))
 
-        folder.mkdir(parents=True)
-        with folders.locked(folder):  # so that nobody takes it for a stray one
+        with self._kept_apart(folder):
             try:
                 pictures = await anyio.to_thread.run_sync(lay)
                 job = Job(
@@ -174,6 +173,19 @@ class Jobs:
                 raise
         await anyio.to_thread.run_sync(self._store.leave, id)
         return job
+
+    @contextlib.contextmanager
+    def _kept_apart(self, folder: Path) -> Iterator[None]:
+        """A new folder, locked so that nobody takes it for a stray one."""
+        with contextlib.ExitStack() as held:
+            with told_when_full(self._settings.train_dir):
+                folder.mkdir(parents=True)
+                try:
+                    held.enter_context(folders.locked(folder))
+                except OSError:
+                    folders.clear(folder)
+                    raise
+            yield
 
     def _unlay(self, id: str) -> None:
         self._store.leave(id)

@@ -79,16 +79,15 @@ class BodyLimit:
             size = len(message.get("body", b""))
             complete = not message.get("more_body", False)
             arrived += size
+            self._held += size if body.held else 0
             if arrived > body.most:
                 raise too_large
-            if body.held:
-                self._held += size
-                if self._held > self.max_held_bytes:
-                    raise Busy(
-                        f"The bodies of all requests are larger than max_held_bytes = {self.max_held_bytes}: try again in 1 second.",
-                        headers={"Retry-After": "1"},
-                        limit={"max_held_bytes": self.max_held_bytes},
-                    )
+            if body.held and self._held > self.max_held_bytes:
+                raise Busy(
+                    f"The bodies of all requests are larger than max_held_bytes = {self.max_held_bytes}: try again in 1 second.",
+                    headers={"Retry-After": "1"},
+                    limit={"max_held_bytes": self.max_held_bytes},
+                )
             return message
 
         async def told(message: Message) -> None:
@@ -192,7 +191,7 @@ class Workers:
         self.max_queued_pixels = max_queued_pixels
         self._many, self._one = ThreadPoolExecutor(count), ThreadPoolExecutor(count * (cores + SPARE))
         """The first have a team of threads each, and nobody else has: see `core.hardware.on_one_thread`."""
-        self._admitted = 0
+        self._admitted = self._in_turn = 0
         self._pixels = 0
         self._seconds_a_pixel = 1e-6
         self._last_seconds = 1.0
@@ -251,7 +250,8 @@ class Workers:
             self._batches -= 1
 
     def refuse_if_full(self) -> None:
-        if self._admitted >= self.count + self.max_queued_pictures:
+        """A batch's picture, of which there is one at a time, takes no place in the queue from others."""
+        if self._admitted - self._in_turn >= self.count + self.max_queued_pictures:
             raise self._busy(f"{self.waiting} pictures are waiting, and", "max_queued_pictures", self.max_queued_pictures)
 
     async def run_in_turn(self, work: Callable[[KeepGoing], T], pixels: int = 1) -> T:
@@ -264,10 +264,14 @@ class Workers:
             finally:
                 left.set()
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(canary)
-            outcome = await _outcome(self._work(work, pixels, left))  # a failure that left the group would come as a group's
-            group.cancel_scope.cancel()
+        self._in_turn += 1
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(canary)
+                outcome = await _outcome(self._work(work, pixels, left))  # a failure that left the group would come as a group's
+                group.cancel_scope.cancel()
+        finally:
+            self._in_turn -= 1
         if isinstance(outcome, _Failed):
             raise outcome.error
         return outcome

@@ -18,6 +18,7 @@ from app import __version__, errors
 from app.access import Access
 from app.envelope import Envelope
 from app.errors import Internal, ProblemDetails, problem_responses
+from app.heads import Heads
 from app.jobs import Jobs
 from app.kept import Kept
 from app.limits import Body, BodyLimit, Workers
@@ -83,7 +84,9 @@ def create_app(
                 max_receive_seconds=settings.max_receive_seconds,
             ),
             Middleware(Envelope, access=access, rates=Rates(settings.rate_limit, bool(access.keys)), metrics=metrics),
+            Middleware(Heads),
         ],
+        form_limits={"max_files": settings.max_train_pictures},  # where the framework takes forms apart, which is for training alone
         responses=problem_responses(Internal),
         docs_url=None,
         redoc_url=None,

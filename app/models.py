@@ -249,6 +249,8 @@ class Models:
         if not isinstance(card, dict) or len(metadata["card"]) > MAX_CARD_BYTES or not all(v.is_floating_point() for v in values.values()):
             raise WeightsRefused("The file's card or numbers are none of this program's: use a file that `clearfold train` wrote.")
         card.pop("job", None)  # it was made elsewhere
+        if not isinstance(card.get("parent"), str):
+            card.pop("parent", None)
         self._catalogue.add(name, None, lambda folder: weights.save(folder / (name + SUFFIX), values, card))
         self.refresh()
         return self[name]

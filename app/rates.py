@@ -9,6 +9,7 @@ from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from app.access import given
 from app.errors import Problem, TooOften
 
 WORK = ("POST", "PUT", "PATCH", "DELETE")
@@ -25,8 +26,7 @@ class Rates:
     def refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         if self._rate is None or self._limiter is None or scope["method"] not in WORK:
             return None
-        key = (headers.get("authorization") or headers.get("x-api-key")) if self._by_key else None
-        who = key or (scope.get("client") or ("-",))[0]
+        who = (given(headers) if self._by_key else None) or (scope.get("client") or ("-",))[0]
         if self._limiter.hit(self._rate, str(hash(who))):
             return None
         free_at = self._limiter.get_window_stats(self._rate, str(hash(who))).reset_time

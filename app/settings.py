@@ -44,7 +44,7 @@ class Settings(BaseSettings):
 
     models_dir: Path = Field(default_factory=_shipped_weights, description="Folder of the models to serve.")
     default_model: str | None = Field(
-        default=None, description="Model used when none is asked for; unset: the first by name in models_dir."
+        default=None, description="Model used when none is asked for; unset: the picture decides, see `auto`."
     )
 
     api_keys: str = Field(

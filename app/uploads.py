@@ -3,12 +3,11 @@
 A name from outside is only ever shown, never used as a path.
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from app import zips
 from app.errors import PicturesRefused
 from app.orders import Method
 from app.settings import Settings
@@ -106,7 +105,7 @@ def _each(uploads: Iterable[tuple[str, BinaryIO]], settings: Settings) -> Iterat
 
 def _unzipped(zip_name: str, file: BinaryIO, settings: Settings) -> Iterator[tuple[str, bytes]]:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zips.listed(file, settings.max_train_pictures + _HIDDEN_ENTRIES) as archive:
             if sum(not entry.is_dir() for entry in archive.infolist()) > settings.max_train_pictures + _HIDDEN_ENTRIES:
                 raise _too_many(settings)  # by the list of contents, before any is unzipped
             for entry in archive.infolist():
@@ -124,7 +123,9 @@ def _unzipped(zip_name: str, file: BinaryIO, settings: Settings) -> Iterator[tup
                         f"{_shown(entry.filename)} is larger than max_upload_bytes = {settings.max_upload_bytes}: leave it out."
                     )
                 yield entry.filename, data
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except zips.TooLong:
+        raise _too_many(settings) from None
+    except zips.BROKEN as error:
         raise PicturesRefused(f"{_shown(zip_name)} cannot be unzipped ({error}): make it anew, without a password.") from error
 
 

@@ -35,6 +35,10 @@ ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "devi
 """What of a recipe may differ where, or when, the same run goes on."""
 
 
+HIGHEST = 99.0
+"""The PSNR in dB of pictures that are equal, where means are made of it: of 8-bit steps a megapixel's one is 108, of a patch hardly any."""
+
+
 class TrainingError(RuntimeError):
     """Training can't start or go on; the message is for users and says what was kept."""
 
@@ -491,7 +495,7 @@ class _Clean:
         total = 0.0
         for i in range(len(self.validation)):
             noisy, clean, level = self._noisy(i)
-            total += metrics.psnr(metrics.to_8bit(denoise(noisy[None], level)[0]), clean)
+            total += min(metrics.psnr(metrics.to_8bit(denoise(noisy[None], level)[0]), clean), HIGHEST)
         return total / len(self.validation)
 
     def sample(self) -> tuple[Tensor, float]:

@@ -4,7 +4,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -346,12 +346,18 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, taker: Taker, keep_
         seen = noisy.visible()
         region, wanted = _region_of(wishes, noisy)
         part = noisy.opaque(seen)
-        moving = used and stack.format != "tiff"  # one level and model for all of an animation, or it would flicker
-        denoiser, reason = used[0][1:] if moving else taker.take(part)
+        before = _settled(used) if stack.format != "tiff" else None
+        denoiser, reason = before[1:] if before else taker.take(part)
         blind = denoiser.blind and wishes.sigma == "auto"
-        if not moving and wishes.sigma == "auto" and not blind:
+        if wishes.sigma != "auto":
+            sigma: float | None = wishes.sigma / STEPS
+        elif blind:
+            sigma = None
+        elif before:
+            sigma = before[0]
+        else:
             arrived(len(noisy.samples))
-        sigma = used[0][0] if moving else wishes.sigma / STEPS if wishes.sigma != "auto" else None if blind else denoiser.estimate(part)
+            sigma = denoiser.estimate(part)
         if sigma == 0 or wishes.strength == 0:
             arrived(len(noisy.samples))
             used.append((sigma or 0.0, denoiser, reason))
@@ -403,8 +409,13 @@ def _clean(stack: images.Stack, wishes: Wishes, format: str, taker: Taker, keep_
         raise
     size = file.tell()
     file.seek(0)
-    sigma, denoiser, reason = used[0]
+    sigma, denoiser, reason = (_settled(used) if stack.format != "tiff" else None) or used[0]
     return Cleaned(file, size, format, sigma, denoiser, reason, dropped, pixels, seconds)
+
+
+def _settled(used: Sequence[tuple[float, Denoiser, str]]) -> tuple[float, Denoiser, str] | None:
+    """What all of an animation has from the first frame with noise on, or it would flicker: it may begin in black."""
+    return next((each for each in used if each[0] > 0), None)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -61,7 +61,7 @@ class Choice(BaseModel):
 
 
 class Chosen(BaseModel):
-    default: str = Field(examples=["my-scanner"])
+    default: str = Field(description="What it is now; after `auto`, that of the settings, if they name one.", examples=["my-scanner"])
     previous: str = Field(description="With which to go back.", examples=["auto"])
 
 
@@ -82,7 +82,7 @@ async def choose_model(choice: Choice, models: ModelsNow) -> Chosen:
     await models.news()
     previous = models.chosen
     await anyio.to_thread.run_sync(models.choose, choice.model)
-    return Chosen(default=choice.model, previous=previous)
+    return Chosen(default=models.chosen, previous=previous)
 
 
 @router.get("/models/{name}", summary="What a model is", responses=problem_responses(UnknownModel, NotReady))

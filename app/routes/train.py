@@ -174,7 +174,7 @@ async def tell_job(id: str, jobs: JobsNow) -> Job:
 async def _from(
     id: str,
     jobs: JobsNow,
-    last_event_id: Annotated[int, Header(ge=0, description="The number of the last event that was seen; 0: none.")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=2**63 - 1, description="The number of the last event that was seen; 0: none.")] = 0,
 ) -> int:
     """The number after which to tell. Asked before the answer begins, so that an unknown job is a plain 404."""
     _, over = await jobs.events(id, last_event_id)

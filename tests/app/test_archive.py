@@ -97,6 +97,14 @@ def test_while_an_answer_is_written_neither_the_noisy_picture_nor_its_file_is_he
         assert (held["file"]() is None) is (number == 1)
 
 
+def test_an_animation_that_begins_in_black_is_denoised_from_where_there_is_noise(model: Path) -> None:
+    noisy = [torch.zeros(32, 32, 3), *(torch.rand(32, 32, 3) for _ in range(2))]
+    stack = images.Stack("png", 3, 32, 32, 3 * 32 * 32, lambda keep_going: (Picture(each.clone()) for each in noisy))
+    denoiser = Denoiser.load(model, "cpu", "float32")
+    came = [each.samples for each in archive._denoised(stack, denoiser, How((model,)), lambda: True, [])]
+    assert [torch.equal(one, other) for one, other in zip(came, noisy, strict=True)] == [True, False, False]
+
+
 def left(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and archive.HIDDEN not in p.parts)
 

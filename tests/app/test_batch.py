@@ -10,7 +10,7 @@ import anyio
 import pytest
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise
 
-from app import batch
+from app import batch, zips
 from app.errors import Invalid
 from app.settings import Settings
 
@@ -55,6 +55,40 @@ def test_zips_are_looked_into_and_wishes_are_for_all(serve):
     with serve(Toy()) as client:
         archive = opened(ask(client, ("a.zip", inside), ("one.png", PNG), format="webp"))
     assert archive.namelist() == ["x/one-denoised.webp", "x/two-denoised.webp", "one-denoised.webp"]
+
+
+def badly_named() -> bytes:
+    """A zip whose entry says that its name is UTF-8, which it is not."""
+    data = zipped(("\u00e9.png", PNG))
+    return data.replace("\u00e9.png".encode(), b"\xff\xff.png")
+
+
+def test_a_zip_with_a_name_that_is_none_is_refused(serve):
+    with serve(Toy()) as client:
+        answer = ask(client, ("a.zip", badly_named()))
+    assert answer.status_code == 422
+    assert "'a.zip' cannot be unzipped" in answer.json()["detail"]
+
+
+def test_a_list_of_contents_is_not_read_where_it_is_far_longer_than_that_of_so_many_files(serve, monkeypatch):
+    monkeypatch.setattr(zips, "LEAST_BYTES", 0)
+    listed = zipped(*((f"folder {number}/", b"") for number in range(40)))
+    with serve(Toy(), max_batch_files=2) as client:
+        answer = ask(client, ("a.zip", listed))
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "There are more files than max_batch_files = 2: send fewer at a time."
+
+
+def test_more_files_than_are_taken_are_refused_in_words_of_ours(serve):
+    with serve(Toy(), max_batch_files=2) as client:
+        answer = ask(client, *((f"{number}.png", PNG) for number in range(4)))
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "There are more files than max_batch_files = 2: send fewer at a time."
+
+
+@pytest.mark.parametrize(("name", "made"), [("..png", "picture"), (". .png", "picture"), ("a..png", "a."), ("x/..png", "x/picture")])
+def test_a_name_of_dots_is_none(name, made):
+    assert batch.Names().take(name, ".png") == f"{made}.png"
 
 
 def test_a_failure_of_ours_is_told_inside_too_and_the_rest_go_on(serve):

@@ -108,3 +108,6 @@ def test_every_key_has_a_rate_of_its_own(serve):
     one, two = ({"X-API-Key": letter * 32} for letter in "ab")
     with serve(Toy(), rate_limit="1/minute", api_keys=",".join(each["X-API-Key"] for each in (one, two))) as client:
         assert [client.post("/denoise", content=PNG, headers=key).status_code for key in (one, one, two)] == [200, 429, 200]
+        key = one["X-API-Key"]
+        for same in ({"Authorization": f"Bearer  {key}"}, {"Authorization": f"bearer {key}"}, one | {"Authorization": "Basic 1"}):
+            assert client.post("/denoise", content=PNG, headers=same).status_code == 429

@@ -106,6 +106,19 @@ def test_bodies_in_memory_are_counted_over_all_requests_until_they_are_answered(
     anyio.run(scene)
 
 
+def test_of_a_body_that_is_too_large_no_more_is_given_back_than_was_counted():
+    scope = {"type": "http", "method": "POST", "path": "/denoise", "headers": []}
+
+    async def scene():
+        limit = bounded(read_body, held=15)
+        for _ in range(3):
+            with pytest.raises(TooLarge):
+                await limit(scope, Body(b"12345", b"678901", b"").receive, None)
+        assert limit._held == 0
+
+    anyio.run(scene)
+
+
 @pytest.mark.parametrize(
     ("silence", "receive", "words"),
     [(0.01, 60, "max_silence_seconds = 0.01"), (60, 0.01, "max_receive_seconds = 0.01")],
@@ -191,6 +204,23 @@ def test_pictures_wait_up_to_the_limit_and_one_more_is_refused():
         return await workers.run(still_here(), lambda going: "done")
 
     assert anyio.run(scene) == "done"
+
+
+def test_a_batch_takes_no_place_in_the_queue_from_others():
+    async def scene():
+        workers, gate = Workers(1, max_queued_pictures=1), threading.Event()
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(workers.run_in_turn, lambda going: gate.wait(DEADLINE_SECONDS))
+            await wait_all_tasks_blocked()
+            for _ in range(2):
+                group.start_soon(workers.run, still_here(), lambda going: None)
+            await wait_all_tasks_blocked()
+            with pytest.raises(Busy, match="max_queued_pictures = 1"):
+                await workers.run(still_here(), lambda going: None)
+            gate.set()
+
+    anyio.run(scene)
 
 
 def test_pixels_wait_up_to_the_limit_but_a_picture_alone_is_always_let_in():

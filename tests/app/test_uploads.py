@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from toys import encoded, noise
 
+from app import zips
 from app.errors import PicturesRefused
 from app.settings import Settings
 from app.uploads import lay_pictures
@@ -91,6 +92,19 @@ def test_too_many_entries_are_refused_by_the_list_of_contents(tmp_path):
     with pytest.raises(PicturesRefused, match="more pictures than max_train_pictures = 100: send fewer"):
         lay(tmp_path, ("a.zip", archive), max_train_pictures=100)
     assert list((tmp_path / "in").iterdir()) == []
+
+
+def test_a_list_of_contents_that_is_far_too_long_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(zips, "LEAST_BYTES", 0)
+    monkeypatch.setattr(zips, "ENTRY_BYTES", 1)
+    with pytest.raises(PicturesRefused, match="There are more pictures than max_train_pictures = 3: send fewer"):
+        lay(tmp_path / "x", ("a.zip", zipped(*((f"folder {number}/", b"") for number in range(40)))), max_train_pictures=3)
+
+
+def test_a_zip_with_a_name_that_is_none_is_refused(tmp_path):
+    data = zipped(("\u00e9.png", b"?")).replace("\u00e9.png".encode(), b"\xff\xff.png")
+    with pytest.raises(PicturesRefused, match=r"'a\.zip' cannot be unzipped"):
+        lay(tmp_path / "x", ("a.zip", data))
 
 
 def pairs(folder: Path, *names: str) -> list[str]:

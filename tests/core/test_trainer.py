@@ -122,6 +122,12 @@ def test_a_run_of_the_shipped_architecture_writes_weights_card_and_checkpoint(re
     assert all(not torch.equal(p.value, started[p.name].half().float()) for p in denoiser.network.param())
 
 
+def test_pictures_without_noise_have_a_figure_all_the_same(photos: Path, recipe: Make) -> None:
+    """What is infinite is no JSON."""
+    flat_of = recipe(sigma=(0.0, 0.0))
+    assert trainer._Clean(flat_of, None, torch.device("cpu")).measure(lambda noisy, level: noisy) == trainer.HIGHEST
+
+
 @pytest.mark.usefixtures("small_unet")
 class TestOnASmallNetwork:
     def test_a_run_that_was_stopped_goes_on_to_the_very_same_bits(self, recipe: Make, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import anyio
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.testclient import TestClient
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, noise, wait_for
 
@@ -90,6 +90,32 @@ def test_what_was_sent_is_let_go_of_before_the_answer_whoever_still_holds_it(liv
     for file in held:
         with pytest.raises(IndexError):
             file.to_read()
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_an_animation_that_begins_in_black_is_denoised_from_where_there_is_noise(serve, blind):
+    class Seeing(Toy):
+        def estimate(self, pixels):
+            return 10 / 255 if pixels.any() else 0.0
+
+        def found(self, pixels, clean):
+            return self.estimate(pixels)
+
+    def inverted(pixels, sigma, keep_going):
+        return 1 - pixels if pixels.any() else pixels
+
+    frames, file = [Image.new("RGB", (24, 16)), noise(seed=1), noise(seed=2)], io.BytesIO()
+    frames[0].save(file, "png", save_all=True, append_images=frames[1:], duration=40)
+    toy = Seeing(inverted, blind=blind)
+    with serve(toy) as client:
+        answer = ask(client, file.getvalue())
+    back = decoded(answer.content)
+    for number, frame in enumerate(frames):
+        back.seek(number)
+        assert back.convert("RGB").tobytes() == (ImageOps.invert(frame) if number else frame).tobytes()
+    if not blind:
+        assert answer.headers["X-Clearfold-Sigma"] == "10.00"
+        assert toy.asked == [(10 / 255, 1.0)] * 2
 
 
 def test_the_headers_say_what_was_done(serve):

@@ -1,5 +1,6 @@
 """/models: listed, told, sent, brought, chosen and taken away."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -106,6 +107,24 @@ def test_what_is_no_model_is_refused_and_leaves_nothing_behind(live, same, tmp_p
     assert put(live, "default", same).status_code == 422
     assert put(live, "auto", same).status_code == 409
     assert [path for path in (tmp_path / "train").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("entry", [{"blind": True, "untold": "abc"}, {"grey_level": "abc"}, {"grey_level": float("nan")}, {"parent": 5}])
+def test_a_card_that_tells_nonsense_does_no_harm(live, same, tmp_path, entry):
+    path = tmp_path / "same.safetensors"
+    path.write_bytes(same)
+    values, metadata = weights.read(path)
+    weights.write(path, values, {"card": json.dumps(json.loads(metadata["card"]) | entry)})
+    brought = put(live, "mine", path.read_bytes())
+    assert brought.status_code == (201 if "parent" in entry else 422), brought.text
+    assert [each["name"] for each in live.get("/models").json()["models"]] == (["same", "mine"] if "parent" in entry else ["same"])
+    assert live.put("/models/default", json={"model": "same"}).status_code == 200
+
+
+def test_with_a_default_of_the_settings_there_is_no_other_once_none_is_chosen(serve):
+    with serve(Toy(name="one"), Toy(name="two"), default_model="two") as client:
+        assert client.put("/models/default", json={"model": "one"}).json() == {"default": "one", "previous": "two"}
+        assert client.put("/models/default", json={"model": "auto"}).json() == {"default": "two", "previous": "one"}
 
 
 def test_weights_larger_than_the_limit_are_refused_as_they_arrive(serve, same):

@@ -1,5 +1,6 @@
 """POST /train and /train/{id}, with true child processes."""
 
+import errno
 import io
 import json
 import os
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from toys import DEADLINE_SECONDS, decoded, encoded, noise, wait_for
+from toys import DEADLINE_SECONDS, Toy, decoded, encoded, noise, wait_for
 
 import app
-from app import worker
+from app import folders, worker
 from app.main import create_app
 from app.settings import Settings
 
@@ -259,3 +260,24 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing_behind(live, tmp_p
     assert detail in answer.json()["detail"]
     assert list((tmp_path / "train/jobs").rglob("*")) == []
     assert live.get("/train").json()["jobs"] == []
+
+
+def test_more_files_than_are_taken_are_refused_in_words_of_ours(serve):
+    with serve(Toy(), max_train_pictures=2) as client:
+        answer = client.post("/train", files=[*PICTURES, *PICTURES])
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "There are more files than max_train_pictures = 2: send fewer at a time."
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_and_nothing_is_left(live, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders.os, "pwrite", full)
+    answer = live.post("/train", files=PICTURES)
+    assert (answer.status_code, answer.json()["title"]) == (507, "The disk is full")
+    assert list((tmp_path / "train/jobs").rglob("*")) == []
+
+
+def test_the_number_of_an_event_is_none_without_end(live):
+    assert live.get("/train/00000000/events", headers={"Last-Event-ID": "9" * 25}).status_code == 422
