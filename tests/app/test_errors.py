@@ -80,7 +80,7 @@ def assert_shape(answer, status, path):
 def test_a_wrong_method_names_the_right_ones(serve):
     with serve(Toy()) as client:
         assert client.get("/denoise").headers["Allow"] == "POST"
-        assert client.post("/models/toy").headers["Allow"] == "DELETE, GET, PUT"
+        assert client.post("/models/toy").headers["Allow"] == "DELETE, GET, HEAD, PUT"
 
 
 def test_a_value_against_its_rule_is_named_for_machines_too(serve):
