@@ -11,12 +11,12 @@ from typing import BinaryIO, Protocol
 
 from core.metadata import png_chunk
 
-MAX_DELAY_MS = 65_535
+MAX_DELAY = 65_535  # of what a format counts in
 
 
 class Animation(Protocol):
     def __init__(self, file: BinaryIO, width: int, height: int, count: int, loop: int | None) -> None:
-        """`count` frames will come; `loop`: how often all of it is shown, 0 for ever, None: not told."""
+        """`count` frames will come; `loop`: how many times all of it is shown, 0 for ever, None: not told."""
 
     def add(self, still: bytes, milliseconds: int) -> None:
         """The next frame, a file of its own."""
@@ -30,8 +30,9 @@ class Gif:
     def __init__(self, file: BinaryIO, width: int, height: int, count: int, loop: int | None) -> None:
         self._file = file
         file.write(b"GIF89a" + struct.pack("<HHBBB", width, height, 0x70, 0, 0))
-        if loop is not None:
-            file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", min(loop, 65_535)) + b"\0")
+        if loop is not None and loop != 1:
+            again = max(0, min(loop - 1, 65_535))  # after the first time; 0: for ever
+            file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", again) + b"\0")
 
     def add(self, still: bytes, milliseconds: int) -> None:
         table_bits = still[10] & 7
@@ -45,7 +46,7 @@ class Gif:
                 at += still[at] + 1
             at += 1
         left, top, width, height = struct.unpack_from("<4H", still, at + 1)
-        delay = min(MAX_DELAY_MS, milliseconds) // 10
+        delay = min(MAX_DELAY, milliseconds // 10)
         self._file.write(b"\x21\xf9\x04" + struct.pack("<BHB", 2 << 2 | clear, delay, clear_index) + b"\0")  # 2: then back to nothing
         if still[at + 9] & 0x80:  # it has a table of its own
             self._file.write(still[at:-1])
@@ -75,8 +76,8 @@ class Png:
                     break
                 self._file.write(png_chunk(kind, body))
             self._file.write(png_chunk(b"acTL", struct.pack(">II", self._count, self._plays)))
-        delay = min(MAX_DELAY_MS, milliseconds)
-        self._write(b"fcTL", struct.pack(">IIIIHHBB", *self._size, 0, 0, delay, 1000, 0, 0))
+        delay, unit = (milliseconds, 1000) if milliseconds <= MAX_DELAY else (min(MAX_DELAY, milliseconds // 10), 100)
+        self._write(b"fcTL", struct.pack(">IIIIHHBB", *self._size, 0, 0, delay, unit, 0, 0))
         for kind, body in chunks:
             if kind == b"IDAT" and not self._frames:
                 self._file.write(png_chunk(kind, body))

@@ -48,7 +48,9 @@ GoOn = Callable[[], None]
 """Asked between strips and frames; whatever it raises ends the decoding."""
 
 SEGMENT = re.compile(rb"\xff[^\0\x01\xff\xd0-\xd8]")  # a JPEG marker that a length follows, or the last one
-HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision")  # what libjpeg warns of, and has lost nothing by
+HARMLESS = re.compile(r"unable to .*\n(\s*VipsJpeg: Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9\n)+")
+"""What libjpeg warns of behind the last scan, and has lost nothing by: the whole text, for it may be said with worse."""
+JFIF_REVISED = re.compile(rb"JFIF\0[^\1].{8}", re.DOTALL)  # of a revision that there is not
 TURNS: dict[int, Callable[[Samples], Samples]] = {  # EXIF orientation -> what makes (H, W, ...) upright
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -121,7 +123,7 @@ class Opened:
     height: int
     pixels: int  # of all frames together
     frames: Callable[[GoOn], Iterator[tuple[Frame, Fill]]]  # each as it is asked for, to be filled before the next
-    loop: int | None = None  # times that an animation is shown, 0 for ever
+    loop: int | None = None  # times that an animation is shown, 0 for ever, None: not told
 
 
 Opener = Callable[[Data, Limits], Opened]
@@ -309,7 +311,7 @@ def _one(format: str, image: pyvips.Image, limits: Limits, frames: Callable[[GoO
 
 def _upright(metadata: Metadata) -> tuple[int, Metadata]:
     orientation, exif = blocks.upright(metadata.checked(False).exif)
-    return orientation, dataclasses.replace(metadata, exif=exif if exif is not None else metadata.exif)
+    return orientation, dataclasses.replace(metadata.turned(orientation), exif=exif if exif is not None else metadata.exif)
 
 
 def open_png(data: Data, limits: Limits) -> Opened:
@@ -353,8 +355,11 @@ def _screened_png(data: Data) -> tuple[memoryview, blocks.Png, int]:
             kept.append((begin, position, kind))
         else:
             found.chunk(kind, bytes(body), whole)
-    if count < 2:  # a still picture to every reader
+    if not 1 < count < 1 << 31:  # a still picture to every reader
+        count = 1
         kept = [chunk for chunk in kept if chunk[2] not in (b"acTL", b"fcTL", b"fdAT")]
+    first = next((begin for begin, _, kind in kept if kind == b"fcTL"), 0)
+    kept = [chunk for chunk in kept if chunk[2] != b"IDAT" or chunk[0] > first]  # before that it is no frame: other readers show it instead
     stretches: list[list[int]] = []
     for begin, end, _ in kept:
         if stretches and stretches[-1][1] == begin:
@@ -380,47 +385,62 @@ def _together(data: memoryview, stretches: Sequence[Sequence[int]]) -> memoryvie
 
 
 def open_jpeg(data: Data, limits: Limits) -> Opened:
-    found = _screened_jpeg(data, limits)
+    clean, found, restarts = _screened_jpeg(data, limits)
 
     def image(fail_on: str) -> pyvips.Image:
-        return _loaded(pyvips.Image.jpegload_source, data, fail_on=fail_on)
+        return _loaded(pyvips.Image.jpegload_source, clean, fail_on=fail_on)
 
     def leniently(error: pyvips.Error) -> pyvips.Image:
-        if not any(words in str(error) for words in HARMLESS):
+        if restarts or not HARMLESS.fullmatch(str(error)):  # before a restart it says so too, and of all that it warns of only the first
             raise error
         return _converted(image("error"))[0]
 
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
         orientation, metadata = _upright(found.metadata())
-        try:  # libjpeg fills what is missing with grey, and no more than warns of it
-            source, changed = _converted(image("warning"))
-        except pyvips.Error as error:
-            source, changed = leniently(error), ()
+        source, changed = _converted(image("warning"))  # libjpeg fills what is missing with grey, and no more than warns of it
         if changed:  # its profile was used up
             metadata = dataclasses.replace(metadata, icc=None)
-        yield _by_vips(source, data, orientation, metadata, limits, leniently, changed)
+        yield _by_vips(source, clean, orientation, metadata, limits, leniently, changed)
 
     return _one("jpeg", image("error"), limits, frames)
 
 
-def _screened_jpeg(data: Data, limits: Limits) -> blocks.Jpeg:
-    """Counts scans, as the decoder will meet them: segment by segment, then on to the next marker."""
+def _screened_jpeg(data: Data, limits: Limits) -> tuple[memoryview, blocks.Jpeg, bool]:
+    """The file without what libjpeg only warns of in a header; what the segments there say; whether the scans may have restart markers.
+
+    Counts scans, as the decoder will meet them: segment by segment, then on to the next marker. What goes is what lies between two
+    segments, and with them before the first scan; a JFIF revision that is none becomes 1. No copy is made where nothing is wrong.
+    """
     position, scans, parts, found = 2, 0, 0, blocks.Jpeg()
+    restarts, revisions, stretches = False, list[int](), [[0, len(data)]]
     while marker := SEGMENT.search(data, position):
         kind = marker[0][1]
         parts += 1
         if parts > MAX_PARTS:
             raise ImageError(f"the jpeg picture has more than {MAX_PARTS} parts: save it anew")
+        between = b"" if scans else data[position : marker.start()].rstrip(b"\xff")  # those fill up
+        if between and b"\xff\xd8" not in between:  # of a second beginning libjpeg does more than warn
+            stretches[-1][1] = position
+            stretches.append([position + len(between), len(data)])
+        restarts |= kind == 0xDD
         if kind == 0xD9:
             break
         scans += kind == 0xDA
         if scans > limits.max_scans:
             raise ImageError(f"the jpeg picture has more than max_scans = {limits.max_scans} scans: save it anew, not progressive")
-        end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        begin = marker.end() + 2
+        end = max(begin, marker.end() + int.from_bytes(data[marker.end() : begin], "big"))
         if not scans and 0xE0 <= kind <= 0xEF:
-            found.segment(kind, data[marker.end() + 2 : end])
+            found.segment(kind, data[begin:end])
+        if not scans and kind == 0xE0 and JFIF_REVISED.match(data, begin, min(end, len(data))):
+            revisions.append(begin + len(blocks.JFIF_HEAD))
         position = end
-    return found
+    whole_file = memoryview(data)
+    if revisions and whole_file.readonly:
+        whole_file = memoryview(bytearray(data))
+    for place in revisions:
+        whole_file[place] = 1
+    return _together(whole_file, stretches), found, restarts
 
 
 def open_tiff(data: Data, limits: Limits) -> Opened:
@@ -441,6 +461,7 @@ def open_tiff(data: Data, limits: Limits) -> Opened:
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
         for number, page in pages:
             orientation, metadata = blocks.from_tiff(page)
+            metadata = metadata.turned(orientation)
             image = _loaded(pyvips.Image.tiffload_source, data, page=number, fail_on="error")
             if (image.width, image.height) != (page.number(256, 0), page.number(257, 0)):
                 raise ImageError("the tiff picture's directories contradict each other: save it anew")
@@ -507,7 +528,7 @@ def _by_pillow(
                 if count == 1 and image.fp is not None:
                     image.fp.close()  # a decoder's own output, whole, which Pillow has taken its pixels from
                 look(0)
-                shown = int(image.info.get("duration") or 0)
+                shown = round(image.info.get("duration") or 0)
                 mode = ("L" if image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
                 strips = functools.partial(_pillow_strips, image, mode)
                 yield _frame(image.size, len(mode), "uint8", orientation, said, strips, limits, milliseconds=shown)
@@ -529,11 +550,12 @@ def _said(image: ImageFile.ImageFile) -> Metadata:
         found = image.info.get(name)
         return found if isinstance(found, bytes) and found else None
 
-    exif = block("exif")
+    exif, dpi = block("exif"), image.info.get("dpi", (0, 0))  # BMP's
     return Metadata(
         icc=block("icc_profile"),
         exif=None if exif is None else blocks.EXIF_HEAD + exif.removeprefix(blocks.EXIF_HEAD),
         xmp=block("xmp"),
+        dpi=dpi if min(dpi) > 0 else None,
     )
 
 
@@ -565,7 +587,8 @@ def open_bmp(data: Data, limits: Limits) -> Opened:
 
 def open_gif(data: Data, limits: Limits) -> Opened:
     _check_frames(_gif_frames(data), 0, limits)  # before Pillow, which counts them by way of their pixels
-    return _by_pillow("gif", _files(data), GifImageFile, limits)
+    opened = _by_pillow("gif", _files(data), GifImageFile, limits)
+    return dataclasses.replace(opened, loop=opened.loop and opened.loop + 1)  # it counts what comes after the first time
 
 
 def _gif_frames(data: Data) -> int:

@@ -4,8 +4,8 @@ Knows nothing of noise. Every refusal is an `ImageError`, its text fit for the p
 asked by `core.decoders`, in a process apart.
 
 What is not as it came is named in `Picture.changed` and by `lost`: CMYK becomes sRGB, a palette or 1-bit picture returns as RGB or 8-bit
-grey (but GIF stays indexed), transparency is laid on white in JPEG and BMP, and is all or nothing in GIF. Of a JPEG with more pictures
-behind the first (MPO, motion photos) only the first is taken.
+grey (but GIF stays indexed), transparency is laid on white in JPEG and BMP, and is all or nothing in GIF, the frames of an animation have
+8 bits a sample. Of a JPEG with more pictures behind the first (MPO, motion photos) only the first is taken.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ class Picture:
         return clean
 
     def cut(self, rows: slice, columns: slice) -> Picture:
-        """A part of it, with all that is said of the whole."""
+        """A part of it, with all that is said of the whole but its thumbnail."""
         alpha = None if self.alpha is None else self.alpha[rows, columns]
-        return dataclasses.replace(self, samples=self.samples[rows, columns], alpha=alpha)
+        return dataclasses.replace(self, samples=self.samples[rows, columns], alpha=alpha, metadata=self.metadata.of_a_part())
 
     def with_metadata(self, keep: str) -> Picture:
         """`keep`: all of it; `strip`: the colour profile only; `safe`: all but what tells the place."""
@@ -172,7 +172,7 @@ class Stack:
     height: int
     pixels: int  # of all frames together
     frames: Callable[[KeepGoing], Iterator[Picture]]  # each as it is asked for
-    loop: int | None = None  # times that an animation is shown, 0 for ever
+    loop: int | None = None  # times that an animation is shown, 0 for ever, None: not told
     arriving: Callable[[KeepGoing], Arriving] | None = None  # its only frame, while it is still decoded elsewhere
 
     def with_frames(self, frames: Callable[[KeepGoing], Iterator[Picture]]) -> Stack:
@@ -285,31 +285,35 @@ def write(picture: Picture, format: str | None = None, quality: int | None = Non
 def write_all(
     frames: Iterator[Picture], file: BinaryIO, format: str, count: int, quality: int | None = None, loop: int | None = None
 ) -> list[str]:
-    """Writes `count` frames, each as it comes, as the pages of a TIFF or an animation; gives what was lost of them.
+    """Writes `count` frames, each as it comes, as the pages of a TIFF or an animation; gives what was lost of any of them.
 
-    An animation has the size and the metadata of its first frame.
+    An animation has the size and the metadata of its first frame, and 8 bits a sample.
     """
     form, quality = _form(format), _quality(quality)
     if not form.many and count > 1:
         able = ", ".join(name for name, each in FORMATS.items() if each.many)
         raise ImageError(f"the file holds {count} frames, and {format} holds one: choose one of {able}")
+    told: dict[str, None] = {}  # in order
     first = next(frames)
-    told = [*first.changed, *lost(first, format)]
     if count == 1:
+        told |= dict.fromkeys((*first.changed, *_lost(first, form)))
         _encode(first, form, quality, file)
     elif form.animation is None:
         writer = tiff.Writer(file)
         for picture in itertools.chain((first,), frames):
+            told |= dict.fromkeys((*picture.changed, *_lost(picture, form)))
             _page(writer, picture, form)
     else:
         height, width = first.samples.shape[:2]
         moving = form.animation(file, width, height, count, loop)
+        form = dataclasses.replace(form, depth=8)  # as all frames of an animation are, to be of one kind
         for picture in itertools.chain((first,), frames):
             if picture.samples.shape[:2] != (height, width):
                 raise ImageError(f"the pages are of different sizes, and the frames of {format} are of one: choose tiff")
+            told |= dict.fromkeys((*picture.changed, *_lost(picture, form, apart=True)))
             moving.add(_encoded(picture, form, quality, apart=True), picture.milliseconds)
         moving.end()
-    return told
+    return list(told)
 
 
 def _quality(quality: int | None) -> int:
@@ -332,7 +336,7 @@ def _encode(picture: Picture, form: Format, quality: int, file: BinaryIO, apart:
     samples = _array(picture, form)
     if apart and form.name == "png" and samples.shape[-1] < 4:
         samples = _rgba(samples)
-    metadata, _ = blocks.fitting(picture.metadata, form.name)
+    metadata, _ = blocks.fitting(picture.metadata, form.name, apart)
     try:
         form.encode(samples, dataclasses.replace(picture, metadata=metadata), quality, file)
     except Exception as error:
@@ -341,8 +345,9 @@ def _encode(picture: Picture, form: Format, quality: int, file: BinaryIO, apart:
 
 def _page(writer: tiff.Writer, picture: Picture, form: Format) -> None:
     samples = _array(picture, form)
+    metadata, _ = blocks.fitting(picture.metadata, form.name)
     try:
-        writer.page(samples, samples.shape[-1] in (2, 4), blocks.to_tiff(picture.metadata))
+        writer.page(samples, samples.shape[-1] in (2, 4), blocks.to_tiff(metadata))
     except tiff.TiffError as error:
         raise ImageError(f"the picture could not be written as tiff: {error}") from error
 
@@ -355,10 +360,12 @@ def _rgba(samples: Samples) -> Samples:
 
 def lost(picture: Picture, format: str | None = None) -> list[str]:
     """What `write` in `format` will leave out, in a few words each."""
-    form = _form(picture.format if format is None else format)
-    _, left_out = blocks.fitting(picture.metadata, form.name)
-    told = [f"{name} ({form.name} holds none so large)" if name in blocks.HELD.get(form.name, ()) else f"{name} ({form.name} holds none)"
-            for name in left_out]  # fmt: skip
+    return _lost(picture, _form(picture.format if format is None else format))
+
+
+def _lost(picture: Picture, form: Format, apart: bool = False) -> list[str]:
+    _, left_out = blocks.fitting(picture.metadata, form.name, apart)
+    told = [f"{name} ({reason})" for name, reason in left_out.items()]
     if picture.depth > form.depth:
         told.append(f"depth ({picture.depth} bits became {form.depth})")
     if picture.alpha is not None and not form.alpha:
@@ -529,7 +536,7 @@ def _encode_tiff(samples: Samples, picture: Picture, quality: int, file: BinaryI
 
 
 def _encode_bmp(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:
-    file.write(_saved(_image(samples), "bmp"))
+    file.write(_saved(_image(samples), "bmp", **blocks.bmp_options(picture.metadata)))
 
 
 def _encode_gif(samples: Samples, picture: Picture, quality: int, file: BinaryIO) -> None:

@@ -28,10 +28,16 @@ PNG_XMP = b"XML:com.adobe.xmp"
 PNG_IPTC = b"Raw profile type iptc"
 PNG_COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 IPTC_RESOURCE = 0x0404
+THUMBNAIL_PLACES = ((513, 514), (273, 279))  # tags of where EXIF's lies, a JPEG or strips, and of how long it is there
+MAX_THUMBNAIL_STRIPS = 256
 IPTC_PLACES = (26, 27, 90, 92, 95, 100, 101)  # content location code and name, city, sublocation, state, country code and name
 XMP_PLACES = rb"exif:GPS\w+|Iptc4xmpCore:(?:Location|CountryCode)|Iptc4xmpExt:Location\w+|photoshop:(?:City|State|Country)"
 XMP_PLACE = re.compile(rb'\s(?:%b)="[^"]*"|<(%b)\b[^>]*?/>|<(%b)\b[^>]*>.*?</\2>' % (XMP_PLACES, XMP_PLACES, XMP_PLACES), re.DOTALL)
 XMP_DOUBT = re.compile(rb"GPS|:City|:Location|latitude|longitude", re.IGNORECASE)
+XMP_TURNED = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8](?=\s*["'<])""")
+
+TURNED = range(2, 9)
+"""The orientations of EXIF that are not upright."""
 
 TIFF_XMP, TIFF_IPTC, TIFF_ICC = 700, 33723, 34675
 DESCRIBED = (270, 271, 272, 305, 306, 315, 33432)
@@ -43,12 +49,23 @@ class Metadata:
     """The blocks, each whole and sound, or None."""
 
     icc: bytes | None = None
-    exif: bytes | None = None  # from b"Exif\0\0" on; once the pixels are upright, its orientation is reset to 1
+    exif: bytes | None = None  # from b"Exif\0\0" on; once the pixels are upright, its orientation is 1, and no thumbnail lies on its side
     xmp: bytes | None = None
     iptc: bytes | None = None  # IIM datasets, without the wrapping of Photoshop or PNG
-    dpi: tuple[float, float] | None = None  # across, down
+    dpi: tuple[float, float] | None = None  # across, down; like XMP's orientation, of the upright pixels once they are so
     colour: tuple[tuple[bytes, bytes], ...] = ()  # PNG's own chunks on colour, which only PNG can hold
     broken: tuple[str, ...] = ()  # names of the blocks that were dropped
+
+    def turned(self, orientation: int) -> Metadata:
+        """Of pixels that had this orientation and are upright now; EXIF has its own way, `upright`."""
+        if orientation not in TURNED:
+            return self
+        dpi = self.dpi[::-1] if self.dpi and orientation > 4 else self.dpi
+        return dataclasses.replace(self, dpi=dpi, xmp=self.xmp and XMP_TURNED.sub(rb"\g<1>1", self.xmp))
+
+    def of_a_part(self) -> Metadata:
+        """Of a part of the picture: without EXIF's thumbnail, which shows the whole."""
+        return dataclasses.replace(self, exif=self.exif and _without_thumbnail(self.exif))
 
     def stripped(self) -> Metadata:
         """What the pixels' colours need, and nothing else."""
@@ -92,7 +109,10 @@ def profile_fits(icc: Any, grey: bool) -> bool:
 
 
 def upright(exif: bytes | None) -> tuple[int, bytes | None]:
-    """The orientation that EXIF tells, and the block with it reset in place, so that every other byte stays."""
+    """The orientation that EXIF tells, and the block with it reset in place, so that every other byte stays.
+
+    Where it was not upright the thumbnail goes: it would lie on its side.
+    """
     if exif is None:
         return 1, None
     block, orientation = bytearray(exif), 1
@@ -102,7 +122,7 @@ def upright(exif: bytes | None) -> tuple[int, bytes | None]:
             kind, _, value = struct.unpack_from(order + "HIH", block, entry + 2)
             orientation = value if kind == tiff.SHORT else 1  # as the standard has it
             struct.pack_into(order + "HHIHH", block, entry, tag, tiff.SHORT, 1, 1, 0)
-    return orientation, bytes(block)
+    return orientation, _without_thumbnail(bytes(block)) if orientation in TURNED else bytes(block)
 
 
 # EXIF: a block is b"Exif\0\0" and a TIFF structure, whose offsets count from its own beginning.
@@ -134,6 +154,39 @@ def _exif_is_sound(exif: bytes | None) -> bool:
         return False
     first = _first(exif)
     return first + 2 <= len(exif) and first + 2 + 12 * struct.unpack_from(_order(exif) + "H", exif, first)[0] <= len(exif)
+
+
+def _numbers(block: bytes | bytearray, entry: int) -> list[int]:
+    """The few values of an entry of SHORT or LONG; none of another type, nor of what leads out of the block."""
+    order = _order(block)
+    kind, count, offset = struct.unpack_from(order + "HII", block, entry + 2)
+    letter = {tiff.SHORT: "H", tiff.LONG: "I"}.get(kind, "")
+    size = tiff.SIZES.get(kind, 1) * count
+    begin = entry + 8 if size <= 4 else 6 + offset
+    if not letter or count > MAX_THUMBNAIL_STRIPS or begin + size > len(block):
+        return []
+    return list(struct.unpack_from(f"{order}{count}{letter}", block, begin))
+
+
+def _without_thumbnail(exif: bytes) -> bytes:
+    """In place, so that every offset stays true: the second directory goes, and its entries and the picture they tell of are zeros."""
+    block, order, first = bytearray(exif), _order(exif), _first(exif)
+    link = first + 2 + 12 * len(_entries(exif, first))
+    if not (following := int.from_bytes(exif[link : link + 4], "little" if order == "<" else "big")):
+        return exif
+    second = _entries(exif, 6 + following)
+    entry_of = dict(second)
+    for places, lengths in THUMBNAIL_PLACES:
+        if places in entry_of and lengths in entry_of:
+            for place, length in zip(_numbers(exif, entry_of[places]), _numbers(exif, entry_of[lengths]), strict=False):
+                begin = min(6 + place, len(block))
+                end = min(begin + length, len(block))
+                block[begin:end] = bytes(end - begin)
+    for _, entry in second:
+        block[entry : entry + 12] = bytes(12)
+    block[:14], block[first:link] = exif[:14], exif[first:link]  # where a hostile offset leads
+    block[link : link + 4] = bytes(len(block[link : link + 4]))
+    return bytes(block)
 
 
 def _without_place(exif: bytes) -> bytes | None:
@@ -422,7 +475,8 @@ def to_tiff(metadata: Metadata) -> Directory:
             page[tag] = Entry(kind, block)
     if metadata.dpi:
         for tag, value in zip((282, 283), metadata.dpi, strict=True):
-            page[tag] = Entry(tiff.RATIONAL, struct.pack("<II", round(value * 1000), 1000))
+            under = 1000 if round(value * 1000) < 2**32 else 1
+            page[tag] = Entry(tiff.RATIONAL, struct.pack("<II", round(value * under), under))
         page[296] = tiff.shorts(2)  # ResolutionUnit: inch
     return page
 
@@ -441,6 +495,17 @@ def _tiff_dpi(page: Directory) -> tuple[float, float] | None:
     return values[0], values[1]
 
 
+# BMP
+
+PIXELS_AN_INCH = 39.3701
+"""Of a resolution in pixels a metre, as Pillow has it."""
+
+
+def bmp_options(metadata: Metadata) -> dict[str, Any]:
+    """Of Pillow's encoder, which would tell 96 dots an inch where none are known."""
+    return {"dpi": metadata.dpi or (0, 0)}
+
+
 # What a format cannot hold
 
 HELD: dict[str, tuple[str, ...]] = {
@@ -450,14 +515,38 @@ HELD: dict[str, tuple[str, ...]] = {
     "webp": ("icc", "exif", "xmp"),
     "avif": ("icc", "exif", "xmp"),
     "heic": ("icc", "exif", "xmp"),
+    "bmp": ("dpi",),
 }
+DOTS: dict[str, tuple[float, int]] = {  # what one of them is in dots an inch, and how many of them a format holds at most
+    "png": (0.0254, 2**31 - 1),
+    "jpeg": (1, 65_535),
+    "tiff": (0.001, 1000 * (2**32 - 1)),
+    "bmp": (1 / PIXELS_AN_INCH, 2**31 - 1),
+}
+SEGMENT_HEADS = {"exif": b"", "xmp": XMP_HEAD, "iptc": PHOTOSHOP_HEAD + _photoshop(b"")}  # with the block in one segment of a JPEG
 NOTHING: dict[str, Any] = {"icc": None, "exif": None, "xmp": None, "iptc": None, "dpi": None, "colour": ()}
 
 
-def fitting(metadata: Metadata, format: str) -> tuple[Metadata, list[str]]:
-    """What of it `format` holds, and the names of the blocks that it does not."""
-    left_out = [name for name in NOTHING if name not in HELD.get(format, ()) and getattr(metadata, name) not in (None, ())]
-    if format == "jpeg":
-        heads = (("exif", b""), ("xmp", XMP_HEAD), ("iptc", PHOTOSHOP_HEAD + _photoshop(b"")))
-        left_out += [name for name, head in heads if len(getattr(metadata, name) or b"") + len(head) > MAX_SEGMENT_BYTES]
+def fitting(metadata: Metadata, format: str, moving: bool = False) -> tuple[Metadata, dict[str, str]]:
+    """What of it `format` holds, and why not the rest: a block's name, and the reason in a few words. `moving`: in an animation."""
+    reasons = {name: _unfit(name, getattr(metadata, name), format, moving) for name in NOTHING}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
     return dataclasses.replace(metadata, **{name: NOTHING[name] for name in left_out}), left_out
+
+
+def _unfit(name: str, block: Any, format: str, moving: bool) -> str | None:
+    if block in (None, ()):
+        return None
+    if name not in HELD.get(format, ()):
+        return f"{format} holds none"
+    if name == "icc" and block[16:20] == b"GRAY" and (format == "webp" or moving):  # frames of a PNG are RGB too, to be of one kind
+        return f"of grey; {'animated ' * moving}{format} is RGB"
+    if name == "dpi":
+        unit, most = DOTS[format]
+        if not all(value / unit < most + 0.5 for value in block):
+            return f"{format} holds none so large"
+        if not all(value / unit > 0.5 for value in block):
+            return f"{format} holds none so small"
+    if format == "jpeg" and name in SEGMENT_HEADS and len(SEGMENT_HEADS[name]) + len(block) > MAX_SEGMENT_BYTES:
+        return f"{format} holds none so large"
+    return None

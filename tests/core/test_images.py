@@ -532,6 +532,37 @@ def test_resetting_the_orientation_leaves_every_other_byte_of_exif(order: str) -
     assert images.read(images.write(came)).metadata.exif == block(1)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["png", "jpeg", "tiff"])
+def test_resolution_and_xmp_are_turned_with_the_picture(name: str, orientation: int) -> None:
+    said, tags, more = b'<rdf:RDF><rdf:Description tiff:Orientation="%d"/></rdf:RDF>', Image.Exif(), PngInfo()
+    tags[0x0112] = orientation
+    if name == "tiff":
+        tags[700] = said % orientation
+    more.add_itxt("XML:com.adobe.xmp", (said % orientation).decode())
+    options = {"png": {"pnginfo": more}, "jpeg": {"xmp": said % orientation}, "tiff": {}}[name]
+    came = images.read(encoded(noise(), name, exif=tags, dpi=(204, 98), **options))
+    assert came.metadata.dpi == pytest.approx((98, 204) if orientation > 4 else (204, 98), abs=0.02)
+    assert came.metadata.xmp == said % 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 99])
+def test_a_thumbnail_goes_where_it_no_longer_shows_the_picture(orientation: int) -> None:
+    thumbnail = encoded(noise(), "jpeg")
+    block = with_thumbnail(thumbnail, orientation)
+    came = images.read(encoded(noise(), "jpeg", exif=block))
+    assert came.metadata.exif is not None
+    assert (thumbnail in came.metadata.exif) == (orientation != 6)
+    part = came.cut(slice(1, 3), slice(2, 4))
+    assert thumbnail not in images.write(part)
+    assert thumbnail not in images.write(came.cut(slice(None), slice(None)).with_metadata("safe"))
+
+
+def with_thumbnail(thumbnail: bytes, orientation: int) -> bytes:
+    second = struct.pack("<HHHIIHHIII", 2, 513, 4, 1, 56, 514, 4, 1, len(thumbnail), 0)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26) + second + thumbnail
+
+
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp", "tiff", "avif"])
 def test_profile_and_exif_come_back(name: str) -> None:
     if name not in FORMATS:
@@ -579,6 +610,28 @@ def test_a_profile_that_is_broken_or_of_another_colour_space_is_dropped() -> Non
     assert images.read(encoded(noise("L"), "jpeg", icc_profile=of_grey)).metadata.icc == of_grey
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_profile_of_grey_stays_where_a_file_is_grey_and_is_named_where_it_is_rgb(name: str) -> None:
+    of_grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    source = picture(grey=True, metadata=Metadata(icc=of_grey))
+    data, lost = images.write(source, name), images.lost(source, name)
+    held = [] if "icc" in blocks.HELD.get(name, ()) else [f"icc ({name} holds none)"]
+    assert lost == (["icc (of grey; webp is RGB)"] if name == "webp" else held)
+    assert (of_grey in data) == (not lost and name != "png")
+    back = images.read(data).metadata
+    assert (back.icc, back.broken) == (None if lost else of_grey, ())
+
+
+@pytest.mark.parametrize(("into", "lost"), [
+    ("png", ["icc (of grey; animated png is RGB)"]), ("webp", ["icc (of grey; animated webp is RGB)"]), ("tiff", []),
+])  # fmt: skip
+def test_frames_are_rgb_to_be_of_one_kind_and_have_no_profile_of_grey(into: str, lost: list[str]) -> None:
+    of_grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    data, told = written([picture(grey=True, metadata=Metadata(icc=of_grey))] * 2, into)
+    assert told == lost
+    assert {(frame.metadata.icc, frame.metadata.broken) for frame in all_frames(data)} == {(None if lost else of_grey, ())}
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -604,6 +657,56 @@ def test_a_jpeg_with_bytes_between_its_segments_is_read_all_the_same() -> None:
     data = encoded(noise(), "jpeg")
     odd = data[:20] + b"\0\0\0" + data[20:]
     assert torch.equal(images.read(odd).samples, images.read(data).samples)
+
+
+def test_a_jpeg_with_such_bytes_whose_scan_is_cut_short_is_refused() -> None:
+    data = encoded(noise(width=64, height=64), "jpeg", quality=95)
+    for end in (b"", b"\xff\xd9"):
+        odd = data[:20] + b"\0\0\0" + data[20 : len(data) // 2] + end
+        assert refusal(odd).startswith("the jpeg picture is broken, cut short")
+
+
+def test_a_jpeg_with_a_second_beginning_in_its_header_is_refused() -> None:
+    data = encoded(noise(), "jpeg")
+    assert refusal(data[:20] + b"\0\xff\xd8" + data[20:]).startswith("the jpeg picture is broken")
+
+
+def test_bytes_before_a_jpegs_restart_marker_are_damage() -> None:
+    data = encoded(noise(width=64, height=64), "jpeg", quality=95, restart_marker_blocks=2)
+    fourth = data.index(b"\xff\xd3")
+    assert images.read(data)
+    assert refusal(data[:fourth] + b"\x55\x66\x77" + data[fourth:]).startswith("the jpeg picture is broken")
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_bytes_before_a_jpegs_end_are_harmless_unless_they_stand_where_it_should_restart(progressive: bool) -> None:
+    data = encoded(noise(width=64, height=64), "jpeg", progressive=progressive)
+    assert torch.equal(images.read(data[:-2] + b"\x55" * 9 + data[-2:]).samples, images.read(data).samples)
+    restarting = encoded(noise(width=64, height=64), "jpeg", progressive=progressive, restart_marker_blocks=2)
+    fourth = restarting.index(b"\xff\xd3", restarting.rindex(b"\xff\xda"))
+    assert refusal(restarting[:fourth] + b"\x55" * 9 + b"\xff\xd9").startswith("the jpeg picture is broken")
+
+
+@pytest.mark.parametrize("large", [0, 1 << 24])
+def test_a_jpegs_header_is_put_right_and_copied_only_then(large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large file's own memory."""
+    monkeypatch.setattr(decoding, "LARGE_BYTES", large)
+    data, file = encoded(noise(), "jpeg"), tmp_path / "a.jpg"
+    revised = data[:11] + b"\2" + data[12:]
+    for odd, right in (
+        (data, data),
+        (data[:20] + b"\xff\xff\xff" + data[20:], data[:20] + b"\xff\xff\xff" + data[20:]),
+        (revised, data),
+        (revised[:20] + b"\0\xff\0\xff\xd1" + revised[20:89] + b"junk" + revised[89:], data),
+    ):
+        file.write_bytes(odd)
+        taken = images.bytes_of(file)
+        clean, _, _ = decoding._screened_jpeg(taken, Limits())
+        assert bytes(clean) == right
+        assert (clean.obj is taken) == (odd == right or not large)
+        assert torch.equal(images.read(images.bytes_of(file)).samples, images.read(data).samples)
+    cut = revised[: len(revised) // 2] + b"\xff\xd9"
+    assert refusal(cut).startswith("the jpeg picture is broken")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -685,7 +788,8 @@ def test_every_frame_comes_back_with_its_time_from_any_of_these_formats_in_any_o
     by_pillow = Image.open(io.BytesIO(file.getvalue()))
     assert by_pillow.n_frames == 3  # type: ignore[attr-defined]
     if "tiff" not in (name, into):
-        assert by_pillow.info["loop"] == 3
+        assert stack.loop == (4 if name == "gif" else 3)  # Pillow writes, and reads, GIF's own number: how often it is shown again
+        assert by_pillow.info["loop"] == stack.loop - (into == "gif")
     for number, frame in enumerate(came):
         by_pillow.seek(number)
         shown = levels(by_pillow.convert("RGB"))
@@ -727,6 +831,82 @@ def test_pages_keep_their_own_size_depth_and_words_and_thumbnails_are_passed_ove
         assert [page.dtype for page in back.pages] == [np.uint16, np.uint16, np.uint8]
     with pytest.raises(ImageError, match="the pages are of different sizes, and the frames of webp are of one: choose tiff"):
         images.write_all(iter(came), io.BytesIO(), "webp", 3)
+
+
+def written(frames: list[Picture], into: str, loop: int | None = None) -> tuple[bytes, list[str]]:
+    file = io.BytesIO()
+    lost = images.write_all(iter(frames), file, into, len(frames), 100, loop)
+    return file.getvalue(), lost
+
+
+@pytest.mark.parametrize("into", ["gif", "png", "webp"])
+def test_frames_of_any_depth_are_animated_with_eight_bits(into: str) -> None:
+    shallow = (torch.arange(35).view(5, 7, 1) * 7).to(torch.uint8)
+    kinds = {8: shallow, 16: (shallow.int() * 257).to(torch.uint16), 32: shallow / 255}
+    for depths in ((8, 16, 32), (16, 16), (32, 8)):
+        frames = [Picture(kinds[depth], grey=True, depth=depth, milliseconds=50) for depth in depths]
+        data, lost = written(frames, into)
+        assert lost == [f"depth ({depth} bits became 8)" for depth in dict.fromkeys(depths) if depth > 8]
+        assert all(torch.equal(frame.samples[..., :1], shallow) for frame in all_frames(data))
+        moving = Image.open(io.BytesIO(data))
+        for number in range(len(depths)):
+            moving.seek(number)
+            assert moving.convert("L").tobytes() == bytes(shallow.flatten().tolist())
+
+
+def test_what_is_lost_of_any_frame_is_told_once_and_in_order() -> None:
+    frames = [
+        picture(),
+        picture(depth=16, changed=("CMYK became sRGB",)),
+        picture(depth=32, changed=("CMYK became sRGB",), metadata=Metadata(dpi=(72, 72))),
+        picture(depth=16, metadata=Metadata(iptc=b"\x1c\2\5\0\1a", dpi=(72, 72))),
+    ]
+    told = ["CMYK became sRGB", "depth (16 bits became 8)", "dpi (webp holds none)", "depth (32 bits became 8)", "iptc (webp holds none)"]
+    assert written(frames, "webp")[1] == told
+    assert written(frames, "tiff")[1] == told[:1]
+
+
+@pytest.mark.parametrize(("into", "most"), [("gif", 655_350), ("png", 655_350), ("webp", 0xFFFFFF)])
+def test_a_frame_is_shown_as_long_as_the_format_can_tell(into: str, most: int) -> None:
+    for milliseconds in (570, 65_530, 65_540, 100_010, 655_350, 2**24):
+        data, _ = written([picture(milliseconds=milliseconds), picture(milliseconds=20)], into)
+        assert [frame.milliseconds for frame in all_frames(data)] == [min(milliseconds, most), 20]
+
+
+@pytest.mark.parametrize("into", ["gif", "png", "webp"])
+@pytest.mark.parametrize("loop", [None, 0, 1, 2, 3, 65_535, 65_536])
+def test_an_animation_is_shown_as_often_as_it_was(into: str, loop: int | None) -> None:
+    data, _ = written([picture(), picture()], into, loop)
+    again = images.open(data).loop
+    if into == "gif":
+        assert again == (None if loop == 1 else loop)  # once, where no number is told
+        assert (b"NETSCAPE" in data) == (loop not in (None, 1))
+    else:
+        assert again == (1 if loop is None else min(loop, 65_535) if into == "webp" else loop)
+
+
+def test_a_png_picture_that_is_no_frame_of_its_animation_is_passed_over() -> None:
+    """The first frame begins on an empty canvas: nothing of that picture shows through it."""
+
+    def control(number: int, left: int, blend: int) -> tuple[bytes, bytes]:
+        return b"fcTL", struct.pack(">IIIIIHHBB", number, 4, 3, left, 0, 50, 1000, 0, blend)
+
+    def rows(colour: bytes) -> bytes:
+        return zlib.compress((b"\0" + colour * 4) * 3)
+
+    red, green, clear = b"\xff\0\0\xff", b"\0\xff\0\xff", bytes(4)
+    data = png(
+        header(6, 3, colour=6), (b"acTL", struct.pack(">II", 2, 0)), (b"IDAT", zlib.compress((b"\0" + red * 6) * 3)),
+        control(0, 1, 1), (b"fdAT", struct.pack(">I", 1) + rows(clear)),
+        control(2, 0, 0), (b"fdAT", struct.pack(">I", 3) + rows(green)), (b"IEND", b""),
+    )  # fmt: skip
+    stack, (first, second) = images.open(data, Limits(max_frames=2)), all_frames(data)
+    assert (stack.count, stack.pixels) == (2, 36)
+    assert (first.milliseconds, second.milliseconds) == (50, 50)
+    assert not whole(first).any()
+    assert whole(second).tolist() == [[[0, 255, 0, 255]] * 4 + [[0] * 4] * 2] * 3
+    still = png(header(4, 3, colour=6), (b"acTL", struct.pack(">II", 2**31, 0)), (b"IDAT", rows(red)), control(0, 0, 0), (b"IEND", b""))
+    assert whole(images.read(still)).tolist() == [[[255, 0, 0, 255]] * 4] * 3  # no number of frames that there may be
 
 
 def test_a_format_of_one_picture_takes_no_more() -> None:

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 import torch
-from PIL import Image, ImageCms, IptcImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageCms, IptcImagePlugin, TiffImagePlugin
 
 from core import images, metadata, tiff
 from core.images import Picture
@@ -172,6 +172,33 @@ def test_colour_chunks_and_resolution_of_a_png_come_back() -> None:
     assert back.dpi == pytest.approx((118, 118), abs=0.02)
 
 
+def test_resolution_of_a_bmp_comes_back_and_none_is_made_up() -> None:
+    assert images.read(images.write(picture(Metadata(dpi=(300.0, 204.0))), "bmp")).metadata.dpi == pytest.approx((300, 204), abs=0.02)
+    unknown = images.write(picture(Metadata()), "bmp")
+    assert unknown[38:46] == bytes(8)
+    assert images.read(unknown).metadata.dpi is None
+    assert images.lost(picture(Metadata(dpi=(300.0, 300.0))), "bmp") == []
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [
+    ("jpeg", 0.6, 65_535.4), ("png", 0.013, 5.45e7), ("tiff", 0.0006, 4.29e9), ("bmp", 0.013, 5.45e7),
+])  # fmt: skip
+def test_a_resolution_that_a_format_cannot_hold_is_left_out_and_named(name: str, least: float, most: float) -> None:
+    without = images.write(picture(Metadata()), name)
+    for value in (least, most):
+        held = picture(Metadata(dpi=(300.0, value)))
+        across, down = Image.open(io.BytesIO(images.write(held, name))).info["dpi"]
+        assert (across, down) == (pytest.approx(300, abs=0.02), pytest.approx(value, rel=1e-3 if value == most else 1))
+        assert images.lost(held, name) == []
+    for value, word in ((least / 2, "small"), (most * 1.01, "large"), (float("inf"), "large"), (float("nan"), "large")):
+        for dpi in ((300.0, value), (value, 300.0)):
+            assert images.write(picture(Metadata(dpi=dpi)), name) == without
+            assert images.lost(picture(Metadata(dpi=dpi)), name) == [f"dpi ({name} holds none so {word})"]
+            file = io.BytesIO()
+            if name == "tiff":
+                assert images.write_all(iter([picture(Metadata(dpi=dpi))] * 2), file, name, 2) == [f"dpi (tiff holds none so {word})"]
+
+
 def test_text_of_a_png_is_dropped_and_named() -> None:
     plain = images.write(picture(Metadata()), "png")
     data = plain[:33] + metadata.png_chunk(b"tEXt", b"Title\0<script>alert(1)</script>") + plain[33:]
@@ -218,6 +245,77 @@ def test_values_that_are_larger_than_the_file_together_are_refused() -> None:
     data = b"II*\0\x08\0\0\0" + struct.pack("<H", 1000) + entries + bytes(4 + (1 << 20))
     with pytest.raises(tiff.TiffError, match="its values are larger than the file"):
         list(tiff.Structure(data).pages())
+
+
+def thumbnailed(order: str, orientation: int = 1, strips: bool = False) -> tuple[bytes, bytes]:
+    """A block with values of its own before, between and behind; and the same where the second directory and its picture are zeros."""
+    parts = [b"one", b"two"] if strips else [b"onetwo"]
+    at, second = 8 + 6 + 2 * 12, 8 + 6 + 2 * 12 + 8
+    end = second + 2 + 2 * 12 + 4
+    head = struct.pack(order + "2sHIHHHIHHHHII", b"II" if order == "<" else b"MM", 42, 8, 2, 0x0112, 3, 1, orientation, 0, 0x010F, 2, 8, at)
+    arrays = struct.pack(order + "4I", end + 16, end + 20, 3, 3) if strips else bytes(16)
+    entries = struct.pack(order + "HHII" * 2, 273, 4, 2, end, 279, 4, 2, end + 8) if strips else struct.pack(
+        order + "HHII" * 2, 513, 4, 1, end + 16, 514, 4, 1, 6)  # fmt: skip
+    behind = arrays + b"?".join(parts) + b"maker's own"
+    link, count, last = (struct.pack(order + letter, value) for letter, value in (("I", second), ("H", 2), ("I", 0)))
+    clean = arrays + b"?".join(bytes(len(part)) for part in parts) + b"maker's own"
+    return (
+        b"Exif\0\0" + head + link + b"Maker 1\0" + count + entries + last + behind,
+        b"Exif\0\0" + head + bytes(4) + b"Maker 1\0" + count + bytes(24) + last + clean,
+    )
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("strips", [False, True])
+def test_a_thumbnail_becomes_zeros_and_every_other_byte_stays(order: str, strips: bool) -> None:
+    block, clean = thumbnailed(order, strips=strips)
+    assert Metadata(exif=block).of_a_part().exif == clean
+    assert Metadata(exif=clean).of_a_part().exif == clean
+    assert metadata.upright(block) == (1, block)
+    assert metadata.upright(thumbnailed(order, 6, strips)[0]) == (6, clean)
+    assert metadata.upright(thumbnailed(order, 9, strips)[0]) == (9, block)
+    if not strips:
+        read = Image.Exif()
+        read.load(block)
+        assert read.get_ifd(ExifTags.IFD.IFD1)[513] > 0
+        read.load(clean)
+        assert read.get_ifd(ExifTags.IFD.IFD1) == {}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_thumbnail_that_is_said_to_be_anywhere_harms_nothing(order: str) -> None:
+    block, _ = thumbnailed(order)
+    link, place = 6 + 8 + 2 + 24, 6 + 8 + 6 + 24 + 8 + 2 + 8
+    for number in (0, 1, 8, 20, 34, len(block) - 6, 2**31, 2**32 - 1):
+        for at in (link, place, place + 12):
+            for cut in (len(block), len(block) - 11, link + 4, link + 2, link):
+                hostile = bytearray(block)
+                struct.pack_into(order + "I", hostile, at, number)
+                part = Metadata(exif=bytes(hostile[:cut])).of_a_part()
+                assert part.checked(grey=False) == part
+                assert part.exif is not None
+                zeros = bytes(max(0, min(cut - link, 4)))
+                assert (len(part.exif), part.exif[:link], part.exif[link : link + 4]) == (cut, block[:link], zeros)
+
+
+def test_many_places_of_a_thumbnail_take_no_time() -> None:
+    entries = struct.pack("<HHII", 273, 4, 1 << 20, 0) * 30_000
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HIH", 0, 14, 30_000) + entries + bytes(4 << 20)
+    assert Metadata(exif=block).of_a_part().exif == block[:16] + bytes(4) + block[20:22] + bytes(len(block) - 22)
+
+
+@pytest.mark.parametrize("form", [
+    b'tiff:Orientation="%d"', b"tiff:Orientation = '%d'",
+    b"<tiff:Orientation>%d</tiff:Orientation>", b"<tiff:Orientation> %d\n</tiff:Orientation>",
+])  # fmt: skip
+def test_xmp_says_upright_once_the_picture_is(form: bytes) -> None:
+    def packet(orientation: int) -> bytes:
+        return XMP.replace(b'dc:format="image/png"', form % orientation)
+
+    for orientation in range(2, 9):
+        assert Metadata(xmp=packet(8)).turned(orientation).xmp == packet(1)
+    for said, orientation in ((packet(6), 1), (packet(6), 9), (packet(1), 6), (packet(66), 6), (packet(9), 6), (XMP, 6)):
+        assert Metadata(xmp=said).turned(orientation).xmp == said
 
 
 def test_what_would_take_long_to_search_for_a_place_is_dropped() -> None:
