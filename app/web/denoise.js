@@ -175,13 +175,30 @@ export class Denoise {
     });
   }
 
-  async loadModels() {
+  // Asked for one after another, so that the last answer is the newest.
+  loadModels() {
+    this.loaded = Promise.resolve(this.loaded).then(() => this.#loadModels());
+  }
+
+  async #loadModels() {
+    const before = this.chosen;
     try {
-      this.models = (await json("models")).models.map(({ name }) => name);
+      const { models, chosen } = await json("models");
+      this.models = models.map(({ name }) => name);
+      this.chosen = chosen;
     } catch {
       return; // the first picture will say what is wrong
     }
     this.#fill();
+    this.#update();
+    if (before === undefined || before === this.chosen || this.settings.model) return;
+    this.previewing?.abort();
+    this.#setPatch(null); // by the model before
+    this.previewSoon();
+  }
+
+  show() {
+    if (!this.patch) this.previewSoon();
   }
 
   // Keys
@@ -209,7 +226,7 @@ export class Denoise {
 
   add(files) {
     if (!files.length) return;
-    const items = files.map((file) => ({ id: ++last, file, name: file.name || "picture", state: "ready" }));
+    const items = files.map((file) => ({ id: ++last, file, name: file.name || "picture", state: "ready", gone: new AbortController() }));
     for (const item of items) this.#frame(item);
     this.items.push(...items);
     say(text.said.added(items.length));
@@ -235,7 +252,7 @@ export class Denoise {
   async #thumbnail(item) {
     try {
       const { bitmap, width, height } = await pictures.thumbnail(await this.#shown(item), THUMBNAIL);
-      Object.assign(item, { width, height });
+      this.#seen(item, width, height);
       item.picture.getContext("2d").drawImage(bitmap, 0, 0);
       bitmap.close();
       this.#update();
@@ -244,7 +261,7 @@ export class Denoise {
     }
   }
 
-  // What the browser can show of a picture: itself, or what the service makes of it as PNG.
+  // What the browser can show of a picture: itself, or what the service makes of it as PNG. What failed is asked for again.
   #shown(item) {
     item.shown ??= (async () => {
       try {
@@ -252,14 +269,29 @@ export class Denoise {
         bitmap.close();
         return item.file;
       } catch {
-        return (await denoise(item.file, { sigma: 0, strength: 0, format: "png" })).blob;
+        return this.#asPng(item, item.file);
       }
-    })();
+    })().catch((error) => {
+      item.shown = null;
+      throw error;
+    });
     return item.shown;
+  }
+
+  async #asPng(item, file) {
+    const { signal } = item.gone;
+    const send = () => denoise(file, { sigma: 0, strength: 0, format: "png" }, { signal });
+    return (await this.#patiently(signal, send, (seconds) => item === this.current && this.#hint(text.preview.waiting(seconds)))).blob;
+  }
+
+  #seen(item, width, height) {
+    if (!item.width) this.#forgive(item); // what failed was to show it
+    Object.assign(item, { width, height });
   }
 
   remove(item) {
     item.stop?.abort();
+    item.gone.abort();
     const at = this.items.indexOf(item);
     this.items.splice(at, 1);
     item.element.remove();
@@ -271,21 +303,25 @@ export class Denoise {
 
   async select(item) {
     if (item === this.current) return;
+    const turn = (this.turn = {}); // the same picture may be chosen again while this one's is read
     this.#close();
     this.current = item;
     this.viewer.clear();
+    this.#hint("");
     this.#fill();
     this.#update();
     if (!item) return;
     item.element.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (item.state === "failed" && !item.width) this.#thumbnail(item); // which failed too
     try {
       const opened = await pictures.open(await this.#shown(item));
-      if (item !== this.current) return pictures.close(opened.id);
+      if (turn !== this.turn) return pictures.close(opened.id);
       item.before = opened;
-      [item.width, item.height] = [opened.sizes[0].width, opened.sizes[0].height];
+      this.#seen(item, opened.sizes[0].width, opened.sizes[0].height);
       this.viewer.show(opened);
     } catch (error) {
-      if (item !== this.current) return;
+      if (turn !== this.turn) return;
+      this.#hint("");
       await this.#fail(item, error);
     }
     this.#update();
@@ -375,8 +411,7 @@ export class Denoise {
       const removed = await pictures.difference(given);
       pictures.close(opened.id);
       if (stop.signal.aborted || item !== this.current) return removed.close();
-      if (item.state === "failed") item.state = "ready";
-      item.problem = null;
+      this.#forgive(item);
       this.viewer.gain = gain;
       this.#setPatch({ ...region, bitmap: opened.bitmap, removed });
       this.#hint(text.preview.shown(performance.now() - began));
@@ -419,7 +454,12 @@ export class Denoise {
 
   // Whether the whole picture was denoised with these very settings.
   #fresh(item) {
-    return item.result?.key === JSON.stringify(this.#wishes());
+    return item.result?.key === this.#key();
+  }
+
+  // What the service is asked for, with the model that it takes by itself where none is.
+  #key(wishes = this.#wishes()) {
+    return JSON.stringify({ model: this.chosen, ...wishes });
   }
 
   #busy() {
@@ -452,30 +492,38 @@ export class Denoise {
   }
 
   async #whole(item) {
+    await this.loaded; // what is chosen
     const wishes = this.#wishes();
+    const key = this.#key(wishes);
     const strength = this.settings.strength;
     const { signal } = item.stop;
     const tick = setInterval(() => this.#tell(), 200);
+    const send = () => {
+      item.state = "sending";
+      item.sent = 0;
+      this.#update();
+      return denoiseKept(item, wishes, {
+        signal,
+        onsent: (share) => {
+          item.sent = share;
+          if (share === 1 && item.state === "sending") [item.state, item.began] = ["working", performance.now()];
+          this.#tell();
+        },
+      });
+    };
+    const busy = (seconds) => {
+      item.state = "busy";
+      item.until = performance.now() + seconds * 1000;
+      this.#update();
+    };
     try {
       if (signal.aborted) throw new DOMException("cancelled", "AbortError");
       const began = performance.now();
-      const { blob, header } = await this.#patiently(item, signal, () => {
-        item.state = "sending";
-        item.sent = 0;
-        this.#update();
-        return denoiseKept(item, wishes, {
-          signal,
-          onsent: (share) => {
-            item.sent = share;
-            if (share === 1 && item.state === "sending") [item.state, item.began] = ["working", performance.now()];
-            this.#tell();
-          },
-        });
-      });
+      const { blob, header } = await this.#patiently(signal, send, busy);
       const served = this.#learn(item, header, item.width * item.height);
       item.result = {
         blob,
-        key: JSON.stringify(wishes),
+        key,
         name: named(header("Content-Disposition")) ?? `${stem(item.name)}-denoised`,
         sigma: header("X-Clearfold-Sigma"),
         model: decodeURIComponent(header("X-Clearfold-Model") ?? ""),
@@ -501,16 +549,14 @@ export class Denoise {
     }
   }
 
-  // Comes again when the service says that it is busy.
-  async #patiently(item, signal, send) {
+  // Comes again as often as the service says that it is busy; `busy` is told the seconds until then.
+  async #patiently(signal, send, busy) {
     for (;;) {
       try {
         return await send();
       } catch (error) {
         if (!error.retrySeconds) throw error;
-        item.state = "busy";
-        item.until = performance.now() + error.retrySeconds * 1000;
-        this.#update();
+        busy(error.retrySeconds);
         await new Promise((resolve, reject) => {
           const timer = setTimeout(resolve, error.retrySeconds * 1000);
           signal.addEventListener("abort", () => (clearTimeout(timer), reject(new DOMException("cancelled", "AbortError"))), { once: true });
@@ -526,12 +572,18 @@ export class Denoise {
     say(text.said.failed(item.name, item.problem.title));
     this.#update();
     if (error.status === 401 && (await this.needKey())) {
-      item.shown = null;
-      const again = item === this.current;
-      if (again) this.current = null;
-      if (again) this.select(item);
+      this.#forgive(item);
+      if (item === this.current) {
+        this.select(null);
+        this.select(item);
+      }
       this.#thumbnail(item);
     }
+  }
+
+  #forgive(item) {
+    if (item.state === "failed") item.state = item.result ? "done" : "ready";
+    item.problem = null;
   }
 
   save() {
@@ -618,10 +670,10 @@ export class Denoise {
       const { result } = item;
       try {
         item.after = await pictures.open(result.blob).catch(async () => {
-          const { blob } = await denoise(new File([result.blob], "shown"), { sigma: 0, strength: 0, format: "png" });
-          return pictures.open(blob);
+          return pictures.open(await this.#asPng(item, new File([result.blob], "shown")));
         });
       } catch (error) {
+        if (item === this.current) this.#hint("");
         this.#fail(item, error);
         return;
       } finally {

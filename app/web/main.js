@@ -43,25 +43,29 @@ const keyDialog = dialog(text.apiKey.title, keyForm);
 document.body.append(header, main, keys, keyDialog);
 installLive();
 
-// Asks for a key, once more if the last was `refused`; resolves to whether one was given.
+let asking = null; // the open question for a key
+
+// Asks for a key, once more if the last was `refused`; resolves to whether one was given. All who ask meanwhile wait for one answer.
 function askKey(refused = false) {
   hide(keyRefused, !refused);
-  if (!keyDialog.open) keyDialog.showModal();
-  return new Promise((resolve) => {
+  asking ??= new Promise((resolve) => {
+    keyDialog.showModal();
     keyDialog.addEventListener(
       "close",
       () => {
         const given = keyDialog.returnValue === "use";
+        asking = null;
+        keyDialog.returnValue = "";
         if (given) {
           setKey(keyField.value);
           window.dispatchEvent(new Event("models"));
         }
-        keyDialog.returnValue = "";
         resolve(given);
       },
       { once: true },
     );
   });
+  return asking;
 }
 
 function dialog(title, ...content) {
@@ -102,5 +106,8 @@ window.addEventListener("keydown", (event) => {
   } else if (!parts.denoise.element.hidden && parts.denoise.key(event)) event.preventDefault();
 });
 window.addEventListener("keyup", (event) => parts.denoise.keyUp(event));
-window.addEventListener("models", () => parts.denoise.loadModels());
+window.addEventListener("models", () => {
+  parts.denoise.loadModels();
+  parts.train.look();
+});
 window.addEventListener("blur", () => parts.denoise.viewer.hold(false));

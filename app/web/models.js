@@ -14,7 +14,9 @@ export class Models {
     this.choice = h("div", { class: "row" });
     const chooser = h("input", { type: "file", hidden: true, accept: ".safetensors" });
     chooser.addEventListener("change", () => {
-      this.#try(() => this.#upload(chooser.files[0]));
+      const [file] = chooser.files;
+      chooser.value = ""; // so that the same file can be chosen again
+      if (file) this.#try(() => this.#upload(file));
     });
     this.element = h(
       "div",

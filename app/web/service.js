@@ -17,6 +17,8 @@ export class Problem extends Error {
 
 const unreachable = () => new Problem(0, text.problem.unreachable.title, text.problem.unreachable.detail);
 const isAbort = (error) => error?.name === "AbortError";
+// Whether asking again would bring the same.
+export const refused = (error) => error.status >= 400 && error.status < 500 && error.status !== 429;
 export const cancelled = isAbort;
 
 async function problem(status, body, header) {
@@ -120,7 +122,7 @@ export async function* events(path, signal) {
       }
     } catch (error) {
       if (isAbort(error) || signal.aborted) return;
-      if (error instanceof Problem && error.status >= 400 && error.status < 500 && error.status !== 429) throw error;
+      if (refused(error)) throw error;
       yield { event: "lost" };
     }
     await new Promise((resolve) => {

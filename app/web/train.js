@@ -2,7 +2,7 @@
 import { Chart } from "./chart.js";
 import { dropped, facts, h, hide, say, settled, twice } from "./dom.js";
 import * as pictures from "./pictures.js";
-import { Problem, ask, cancelled, denoise, events, json, post } from "./service.js";
+import { Problem, ask, cancelled, denoise, events, json, post, refused } from "./service.js";
 import { text } from "./strings.js";
 import { Viewer } from "./viewer.js";
 
@@ -10,8 +10,10 @@ const words = text.train;
 const ACTIVE = ["queued", "running", "cancelling"];
 const ENDED = ["cancelled", "done", "failed"];
 const GLANCE = 5000; // milliseconds between two looks at the list, while something in it goes on
+const FIRST_JOBS = "train?limit=20";
 const ZIP = /\.zip$/i;
-const HALVES = [/^(.*?)[ _.-]?([12])$/, /^(.*?)[ _.-]?(noisy|clean)$/];
+const [NUMBERED, WORDED] = [/^(.*?)(?:[ _.-]|(?<=\D))([12])$/, /^(.*?)[ _.-]?(noisy|clean)$/];
+const TRUTHS = /(^|\/)(clean|gt|groundtruth|ground_truth|truth|targets?|reference)$/; // folders of pictures without noise
 
 const when = (iso) => (iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : "");
 const changed = () => window.dispatchEvent(new Event("models"));
@@ -33,10 +35,14 @@ export class Train {
     hide(this.home, Boolean(id));
     hide(this.job, !id);
     if (id) this.#open(decodeURIComponent(id));
-    else {
-      this.#models();
-      this.#refresh();
-    }
+    else this.look();
+  }
+
+  // At the models to start from and at the list, where they are seen.
+  look() {
+    if (this.home.hidden || this.element.hidden) return;
+    this.#models();
+    this.#refresh();
   }
 
   leave() {
@@ -49,6 +55,7 @@ export class Train {
 
   // A problem in the service's words, or none.
   async tell(error, again) {
+    this.told = error;
     hide(this.alert, !error);
     if (!error) return;
     this.alert.replaceChildren(h("strong", {}, error.title ?? text.problem.title), h("p", {}, error.detail ?? error.message));
@@ -187,8 +194,10 @@ export class Train {
   async #models() {
     const { models, default: first } = await json("models").catch(() => ({ models: [] }));
     const names = models.map(({ name }) => name);
+    const { value } = this.parent;
     const option = (value, name) => h("option", { value }, name);
     this.parent.replaceChildren(option("", words.standard(first)), ...names.map((name) => option(name, name)), option("scratch", words.scratch));
+    if ([...names, "scratch"].includes(value)) this.parent.value = value;
   }
 
   async #start() {
@@ -234,28 +243,66 @@ export class Train {
 
   #list() {
     this.rows = h("ul", { class: "jobs" });
-    this.older = h("button", { type: "button", hidden: true }, words.more20);
+    this.kept = new Map(); // id -> row
+    this.pages = 1;
+    this.older = h("button", { type: "button", hidden: true, onclick: () => this.#older() }, words.more20);
     this.noJobs = h("p", { class: "note", hidden: true }, words.noJobs);
     return h("section", { "aria-labelledby": "jobs" }, h("h2", { id: "jobs" }, words.jobs), this.noJobs, this.rows, this.older);
   }
 
-  async #refresh(path = "train?limit=20", add = false) {
-    let page;
-    try {
-      page = await json(path);
-    } catch (error) {
-      return this.tell(error, () => this.#refresh(path, add));
-    }
-    const rows = page.jobs.map((job) => h("li", {}, h("a", { href: `#train/${encodeURIComponent(job.id)}` }, h("strong", {}, job.model), this.#pill(job), h("span", { class: "note" }, `${words.methods[job.method]?.[0] ?? job.method}, ${when(job.created)}`))));
-    if (add) this.rows.append(...rows);
-    else this.rows.replaceChildren(...rows);
-    hide(this.noJobs, this.rows.children.length > 0);
-    hide(this.older, !page.next);
-    this.older.onclick = () => this.#refresh(page.next.replace(/^\//, ""), true);
+  // All pages that were opened, while something on them goes on, and after the service was away. The rows stay, and with them the focus.
+  async #refresh() {
+    this.stop?.abort();
     clearTimeout(this.timer);
-    if (!this.home.hidden && !this.element.hidden && page.jobs.some(({ status }) => ACTIVE.includes(status))) {
-      this.timer = setTimeout(() => this.#refresh(), GLANCE);
+    const { signal } = (this.stop = new AbortController());
+    const again = () => (this.timer = setTimeout(() => this.#refresh(), GLANCE));
+    const jobs = [];
+    let next = FIRST_JOBS;
+    try {
+      for (let page = 0; next && page < this.pages; page++) {
+        const told = await json(next, { signal });
+        jobs.push(...told.jobs);
+        next = told.next?.replace(/^\//, "");
+      }
+    } catch (error) {
+      if (cancelled(error)) return;
+      if (!refused(error)) again(); // and a key, once given, brings it here again
+      if (refused(error) || this.told?.detail !== error.detail) this.tell((this.missed = error));
+      return;
     }
+    if (this.told && this.told === this.missed) this.tell(null);
+    this.#rows(jobs);
+    hide(this.noJobs, jobs.length > 0);
+    hide(this.older, !next);
+    if (jobs.some(({ status }) => ACTIVE.includes(status))) again();
+  }
+
+  #rows(jobs) {
+    const there = new Set(jobs.map(({ id }) => id));
+    for (const [id, row] of this.kept) {
+      if (there.has(id)) continue;
+      row.remove();
+      this.kept.delete(id);
+    }
+    for (const [i, job] of jobs.entries()) {
+      const row = this.kept.get(job.id) ?? this.#row(job);
+      row.querySelector(".pill").replaceWith(this.#pill(job));
+      if (this.rows.children[i] !== row) this.rows.insertBefore(row, this.rows.children[i] ?? null);
+    }
+  }
+
+  #row(job) {
+    const about = h("span", { class: "note" }, `${words.methods[job.method]?.[0] ?? job.method}, ${when(job.created)}`);
+    const row = h("li", {}, h("a", { href: `#train/${encodeURIComponent(job.id)}` }, h("strong", {}, job.model), this.#pill(job), about));
+    this.kept.set(job.id, row);
+    return row;
+  }
+
+  async #older() {
+    const first = this.kept.size;
+    this.pages++;
+    await this.#refresh();
+    this.rows.children[first]?.querySelector("a").focus();
   }
 
   #pill(job) {
@@ -394,7 +441,12 @@ export class Train {
   }
 
   #use(job) {
-    const chooser = h("input", { type: "file", hidden: true, accept: "image/*", onchange: () => this.#try(() => this.#compare(job.model, chooser.files[0])) });
+    const choose = () => {
+      const [file] = chooser.files;
+      chooser.value = ""; // so that the same file can be chosen again
+      if (file) this.#try(() => this.#compare(job.model, file));
+    };
+    const chooser = h("input", { type: "file", hidden: true, accept: "image/*", onchange: choose });
     const use = (name, label, main) =>
       h("button", {
         type: "button",
@@ -419,7 +471,6 @@ export class Train {
 
   // One's own picture by the model in use and by the new one, side by side.
   async #compare(model, file) {
-    if (!file) return;
     hide(this.compared, false);
     this.compared.replaceChildren(h("p", { class: "note", role: "status" }, words.comparing));
     const { models, chosen } = await json("models");
@@ -459,11 +510,13 @@ export class Train {
 // How many pairs these paths make, by the service's rules: x_1 with x_2, x_noisy with x_clean, or one name in two folders.
 function paired(paths) {
   const files = paths.map((path) => /^(?:(.*)\/)?(.*?)(?:\.[^.]*)?$/.exec(path.toLowerCase()));
-  for (const rule of HALVES) {
+  const folders = new Set(files.map(([, folder = ""]) => folder));
+  const truths = [...folders].filter((folder) => TRUTHS.test(folder)).length;
+  for (const rule of folders.size === 2 && truths === 1 ? [WORDED] : [NUMBERED, WORDED]) {
     const halves = files.map(([, folder = "", stem]) => [folder, rule.exec(stem)?.[1]].join("\n"));
     if (files.every(([, , stem]) => rule.test(stem))) return twos(halves);
   }
-  if (new Set(files.map(([, folder]) => folder)).size !== 2) return 0;
+  if (folders.size !== 2) return 0;
   return twos(files.map(([, , stem]) => stem));
 }
 

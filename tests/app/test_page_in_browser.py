@@ -6,6 +6,8 @@ import re
 import shlex
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import cast
@@ -15,7 +17,7 @@ import pytest
 import torch
 from browsing import Tabs, accessible, button, drop, needs_browser, served, shoot, shown, tabs
 from PIL import Image, ImageChops
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from toys import DEADLINE_SECONDS, Gate, Toy, decoded, encoded, wait_for
 
 from app.main import WEB, create_app
@@ -494,6 +496,79 @@ def test_several_pictures_are_denoised_each_with_its_state_and_saved_as_a_zip(pa
     assert page.evaluate("() => window.shifted") < 0.01
 
 
+def test_pictures_that_no_browser_shows_wait_for_a_busy_service_and_are_shown(page: Page, service: Service) -> None:
+    gate = service.gate()
+    tiffs = [(f"{seed}.tif", encoded(decoded(noisy(seed=seed)), "tiff")) for seed in range(3)]
+    refused: list[str] = []
+    page.on("response", lambda response: response.status == 429 and refused.append(response.url))
+    with ThreadPoolExecutor(1) as others, ExitStack() as at_last:
+        at_last.callback(gate.opened.set)
+        others.submit(service.denoise, CAT, model="gated", sigma=10)
+        assert gate.began.wait(DEADLINE_SECONDS)  # there is no room for another picture
+        choose(page, *tiffs)
+        expect(hint(page)).to_have_text(re.compile("^The service is busy; the preview comes in"))
+        wait_for(lambda: page.evaluate("1") and len(refused) >= len(tiffs), "a refusal of each")
+        expect(frames(page, "ready")).to_have_count(3)
+        shoot(page, "denoise-not-shown-yet")
+    previewed(page)
+    page.keyboard.press("]")
+    page.keyboard.press("]")
+    previewed(page)
+    page.keyboard.press("1")
+    assert farthest(picture(page), decoded(noisy(seed=2))) == 0
+    wait_for(lambda: all(drawn(page)), "the thumbnails")
+    expect(frames(page, "ready")).to_have_count(3)
+
+
+DRAWN = """() => [...document.querySelectorAll(".frame canvas")].map(
+  (canvas) => canvas.getContext("2d").getImageData(50, 50, 1, 1).data[3] > 0,
+)"""
+
+
+def drawn(page: Page) -> list[bool]:
+    """Which pictures of the film have their thumbnail."""
+    return page.evaluate(DRAWN)
+
+
+def test_a_picture_that_could_not_be_shown_is_asked_for_again_when_it_is_chosen(page: Page, service: Service) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    page.context.set_offline(True)
+    choose(page, ("cat.tif", encoded(decoded(CAT), "tiff")), ("dog.tif", encoded(decoded(DOG), "tiff")))
+    expect(frames(page, "failed")).to_have_count(2)
+    page.context.set_offline(False)
+    page.keyboard.press("]")
+    previewed(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(frames(page, "failed")).to_have_count(1)
+    page.keyboard.press("1")
+    assert farthest(picture(page), decoded(DOG)) == 0
+    wait_for(lambda: drawn(page) == [True, False, True], "its thumbnail")
+
+
+KEPT = """
+window.kept = 0; // pictures that the worker holds
+const post = Worker.prototype.postMessage;
+Worker.prototype.postMessage = function (message, ...more) {
+  window.kept += { open: 1, close: -1 }[message.name] ?? 0;
+  return post.call(this, message, ...more);
+};
+"""
+
+
+def test_a_picture_chosen_twice_while_it_is_read_is_held_once(page: Page, service: Service) -> None:
+    page.add_init_script(KEPT)
+    page.goto(service.address)
+    choose(page, ("cat.png", CAT), ("dog.png", DOG))
+    previewed(page)
+    with page.expect_response(re.compile("crop=")):
+        page.evaluate("() => { const [cat, dog] = document.querySelectorAll('.frame'); for (const each of [dog, cat, dog]) each.click(); }")
+    previewed(page)
+    wait_for(lambda: page.evaluate("() => window.kept") == 1, "the worker to hold nothing but what is shown")
+    page.keyboard.press("1")
+    assert farthest(picture(page), decoded(DOG)) == 0
+
+
 def test_a_wrong_file_is_told_in_the_services_words_and_never_as_html(page: Page, service: Service) -> None:
     name = "<img src=x onerror=document.body.remove()>.png"
     choose(page, (name, b"no picture at all"), ("cat.png", CAT))
@@ -565,6 +640,162 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, tmp_path: 
         assert SECRET not in kept
         page.get_by_text("The same with curl").click()
         expect(page.locator(".curl pre")).to_contain_text('-H "Authorization: Bearer $CLEARFOLD_API_KEY"')
+
+
+def test_every_picture_that_waits_for_a_key_goes_on_once_it_is_given(browser: Browser, tmp_path: Path) -> None:
+    app = create_app(Settings(train_dir=tmp_path, device="cpu", api_keys=f"{SECRET}:denoise"))
+    with served(app) as address, tabs(browser, address) as open_tab:
+        page = open_tab()
+        page.goto(address)
+        choose(page, *[(f"{seed}.tif", encoded(decoded(noisy(seed=seed)), "tiff")) for seed in range(3)])
+        expect(frames(page, "failed")).to_have_count(3)
+        page.get_by_label("Key", exact=True).fill(SECRET)
+        button(page, "Use it").click()
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        previewed(page)
+        expect(frames(page, "ready")).to_have_count(3)
+        wait_for(lambda: all(drawn(page)), "the thumbnails")
+
+
+def test_train_and_its_models_are_there_once_a_key_is_given(browser: Browser, tmp_path: Path) -> None:
+    app = create_app(Settings(train_dir=tmp_path, device="cpu", api_keys=f"{SECRET}:train+denoise"))
+    with served(app) as address, tabs(browser, address) as open_tab:
+        page = open_tab()
+        page.goto(f"{address}/#train")
+        expect(page.get_by_role("dialog", name="API key")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("alert")).to_be_visible()
+        button(page, "API key").click()
+        page.get_by_label("Key", exact=True).fill(SECRET)
+        button(page, "Use it").click()
+        expect(page.get_by_label("Start from")).to_contain_text("gaussian")
+        expect(page.get_by_text("None yet.")).to_be_visible()
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+# Other parts
+
+
+def test_a_picture_is_denoised_anew_after_another_model_was_chosen_for_all(browser: Browser, tmp_path: Path) -> None:
+    settings = Settings(models_dir=tmp_path / "models", train_dir=tmp_path / "train", device="cpu")
+    toys = [cast(Denoiser, Toy(name="plain")), cast(Denoiser, Toy(lambda pixels, *_: pixels / 2, name="dark"))]
+    with served(create_app(settings, lambda settings: Models(settings, *toys))) as address, tabs(browser, address) as open_tab:
+        page = open_tab()
+        page.goto(address)
+        choose(page, ("cat.png", CAT))
+        previewed(page)
+        whole(page)
+        page.keyboard.press("3")
+        assert farthest(picture(page), decoded(CAT)) == 0
+        page.get_by_role("link", name="Models").click()
+        button(page, "Use it: dark").click()
+        expect(page.locator(".models > li").filter(has_text="dark").first).to_contain_text("in use")
+        page.get_by_role("link", name="Denoise").click()
+        expect(page.locator(".frame .state")).to_have_text("settings changed")
+        previewed(page)
+        dark = decoded(CAT).convert("RGB").point(lambda value: value / 2)
+        assert farthest(picture(page), dark) <= 1
+        button(page, "Denoise whole picture").click()
+        expect(page.locator(".facts")).to_contain_text("dark")
+        expect(hint(page)).to_be_hidden()
+        assert farthest(picture(page), dark) <= 1
+        page.get_by_role("link", name="Models").click()
+        button(page, "Let the picture decide again").click()
+        expect(button(page, "Use it: dark")).to_be_visible()
+        page.get_by_role("link", name="Denoise").click()
+        expect(button(page, "Denoise whole picture")).to_be_enabled()
+
+
+class Jobs:
+    """The service's list of trainings, played: two on the first page, two on the one after it."""
+
+    def __init__(self, page: Page) -> None:
+        self.status = dict.fromkeys("abcd", "done")
+        self.asked: list[str] = []
+        self.fails = False
+        page.clock.install()
+        page.route("**/train?*", self._answer)
+
+    def _answer(self, route: Route) -> None:
+        self.asked.append(route.request.url)
+        if self.fails:
+            return route.abort("internetdisconnected")
+        ids, more = ("cd", None) if "before" in self.asked[-1] else ("ab", "/train?limit=20&before=b")
+        jobs = [
+            {"id": id, "model": f"model-{id}", "status": self.status[id], "method": "noisy", "created": "2026-01-02T03:04:05Z"}
+            for id in ids
+        ]
+        return route.fulfill(json={"jobs": jobs, "next": more})
+
+
+def statuses(page: Page, *words: str) -> None:
+    expect(page.locator(".jobs .pill")).to_have_text(list(words))
+
+
+def test_the_list_of_trainings_goes_on_and_leaves_the_focus_where_it_is(page: Page, service: Service) -> None:
+    jobs = Jobs(page)
+    jobs.status["b"] = "queued"
+    page.goto(f"{service.address}/#train")
+    statuses(page, "done", "waiting for its turn")
+    link = page.locator(".jobs a").nth(1)
+    link.focus()
+    jobs.status["b"] = "running"
+    page.clock.run_for(5000)
+    statuses(page, "done", "training")
+    expect(link).to_be_focused()
+    jobs.status["b"] = "done"
+    page.clock.run_for(5000)
+    statuses(page, "done", "done")
+    expect(link).to_be_focused()
+    asked = len(jobs.asked)
+    page.clock.run_for(60_000)
+    assert len(jobs.asked) == asked  # nothing goes on
+
+
+def test_older_trainings_stay_and_are_kept_up_to_date(page: Page, service: Service) -> None:
+    jobs = Jobs(page)
+    jobs.status |= {"a": "running", "d": "failed"}
+    page.goto(f"{service.address}/#train")
+    button(page, "Older ones").focus()
+    page.keyboard.press("Enter")
+    statuses(page, "training", "done", "done", "failed")
+    expect(page.locator(".jobs a").nth(2)).to_be_focused()
+    expect(button(page, "Older ones")).to_be_hidden()
+    shoot(page, "train-list")
+    jobs.status["d"] = "running"
+    page.clock.run_for(5000)
+    statuses(page, "training", "done", "done", "training")
+    jobs.status["a"] = "done"
+    page.clock.run_for(5000)
+    statuses(page, "done", "done", "done", "training")
+    jobs.status["d"] = "done"
+    page.clock.run_for(5000)
+    statuses(page, "done", "done", "done", "done")
+    expect(page.locator(".jobs a").nth(2)).to_be_focused()
+
+
+def test_the_list_of_trainings_comes_back_after_the_service_was_away(page: Page, service: Service) -> None:
+    jobs = Jobs(page)
+    jobs.status["a"] = "running"
+    page.goto(f"{service.address}/#train")
+    statuses(page, "training", "done")
+    jobs.fails = True
+    page.clock.run_for(5000)
+    expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached")
+    statuses(page, "training", "done")
+    jobs.fails = False
+    jobs.status["a"] = "done"
+    page.clock.run_for(5000)
+    statuses(page, "done", "done")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_weights_file_that_was_refused_can_be_chosen_again(page: Page, service: Service) -> None:
+    page.goto(f"{service.address}/#models")
+    chooser = page.locator(".sheet input[accept='.safetensors']")
+    chooser.set_input_files({"name": "mine.safetensors", "mimeType": "application/octet-stream", "buffer": b"no weights"})
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert chooser.evaluate("(input) => input.files.length") == 0  # or else choosing it again would be no change
 
 
 # For everybody

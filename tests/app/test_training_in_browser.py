@@ -186,6 +186,15 @@ def test_the_pairs_are_counted_by_the_services_rules(page: Page, tmp_path: Path)
         expect(zone).to_contain_text("6 pictures")
         expect(zone).to_contain_text(f"{pairs} pairs by their names" if pairs else "No pairs by their names yet")
         button(page, "Take all out").click()
+    for number, names in enumerate((("0001", "0002"), ("1", "2"), ("a_1", "a_2"))):
+        for folder in ("noisy", "clean"):
+            for name in names:
+                path = tmp_path / f"numbered{number}" / folder / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(PICTURES[0][1])
+        drop(page, ".dropzone", *sorted((tmp_path / f"numbered{number}").iterdir()))
+        expect(zone).to_contain_text("2 pairs by their names")  # of a scene and its truth
+        button(page, "Take all out").click()
     for name in ("cat_noisy.png", "cat_clean.jpg"):
         (tmp_path / name).write_bytes(PICTURES[0][1])
     drop(page, ".dropzone", tmp_path / "cat_noisy.png", tmp_path / "cat_clean.jpg")
