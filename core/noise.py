@@ -54,8 +54,8 @@ noisy one: what was rounded away nobody could tell, only invent. What heavier co
 COMPRESSED = (0.75, 0.3)
 """The share of pictures that are compressed, and then again, as what was cropped or turned is saved anew."""
 FROM_THE_CORNER = 0.75
-"""The share of compressions whose blocks begin in the picture's corner, as in every JPEG file; in what was cropped since, anywhere. A
-network that goes down three times by two has such a block of 8 by 8 pixels in one place."""
+"""The share of compressions whose blocks begin in the picture's corner, as in every JPEG file; in what was cropped since, anywhere. A network
+that goes down three times by two has such a block of 8 by 8 pixels in one place."""
 
 ENLARGEMENT = (1.0, 4.0)
 """By how much clean pictures are enlarged to be a camera's at full size, uniform in its logarithm. Those show little in a patch: edges far
