@@ -52,10 +52,7 @@ KEPT_QUALITY = 60
 """From here on what JPEG makes of a scene is the picture that its camera would have written without noise, and what is to be made of the
 noisy one: what was rounded away nobody could tell, only invent. What heavier compression leaves is a fault, to be taken away."""
 COMPRESSED = (0.75, 0.3)
-"""The share of pictures that are compressed, and then again, as what was cropped or turned is saved anew."""
-FROM_THE_CORNER = 0.75
-"""The share of compressions whose blocks begin in the picture's corner, as in every JPEG file; in what was cropped since, anywhere. A network
-that goes down three times by two has such a block of 8 by 8 pixels in one place."""
+"""The share of pictures that are compressed, and then again, as what was cropped or turned is saved anew: blocks begin anywhere."""
 
 ENLARGEMENT = (1.0, 4.0)
 """By how much clean pictures are enlarged to be a camera's at full size, uniform in its logarithm. Those show little in a patch: edges far
@@ -138,7 +135,7 @@ def add_photographic(clean: Tensor, generator: torch.Generator) -> tuple[Tensor,
     steps = developed.movedim(1, 3).mul_(0.5).add_(clean).clamp_(0, 1).mul_(255).round_().to(torch.uint8).contiguous()
     for often in COMPRESSED:
         quality, halved = between(*JPEG_QUALITY).round_().flatten().tolist(), share(0.5).flatten().tolist()
-        places = torch.randint(16, (N, 2), generator=generator).where(~share(FROM_THE_CORNER).view(N, 1), 0).tolist()
+        places = torch.randint(16, (N, 2), generator=generator).tolist()
         for i in share(often).flatten().nonzero().flatten().tolist():
             subsampling = 2 if halved[i] else 0
             steps[i] = _through_jpeg(steps[i], int(quality[i]), subsampling, places[i])
