@@ -23,7 +23,8 @@ class _Bounded(io.RawIOBase):
     """A file of which no piece is read that is larger than `most`, until that is None."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
-        self.file, self.most = file, most or None
+        self.file = file
+        self.most: int | None = most
 
     def seekable(self) -> bool:
         return True
