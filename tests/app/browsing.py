@@ -44,10 +44,12 @@ def served(app: FastAPI) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
-        wait_for(lambda: server.started, "the service")
-        yield "http://{}:{}".format(*listening.getsockname())
-        server.should_exit = True
-        thread.join(DEADLINE_SECONDS)
+        try:
+            wait_for(lambda: server.started, "the service")
+            yield "http://{}:{}".format(*listening.getsockname())
+        finally:  # else a test that fails would leave the thread, and pytest would wait for it at its end
+            server.should_exit = True
+            thread.join(DEADLINE_SECONDS)
 
 
 @contextmanager
