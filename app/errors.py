@@ -55,6 +55,7 @@ from core import ImageError
 
 PROBLEM_JSON = "application/problem+json"
 MOST_FILES = {"/denoise/batch": "max_batch_files", "/train": "max_train_pictures"}
+"""The settings that bound the files of a form, by the paths that take many."""
 _log = logging.getLogger("clearfold")
 
 

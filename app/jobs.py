@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -139,32 +139,33 @@ class Jobs:
         folder = folders.of(self._settings, id)
 
         def lay() -> int:
-            with told_when_full(self._settings.train_dir):
-                pictures = lay_pictures(folder / "pictures")
-                (folder / "order.json").write_text(order.model_dump_json(indent=2))
-                if parent is not None:
-                    (folder / "parent").mkdir()
-                    _link(parent, folder / "parent" / parent.name)
-                self._store.order(id)
-                return pictures
+            pictures = lay_pictures(folder / "pictures")
+            (folder / "order.json").write_text(order.model_dump_json(indent=2))
+            if parent is not None:
+                (folder / "parent").mkdir()
+                _link(parent, folder / "parent" / parent.name)
+            self._store.order(id)
+            return pictures
 
         def add(ledger: Ledger, queue: Queue) -> None:
             ledger.add(Record(job, order), lambda connection, record: queue.add(connection, id, record.job.attempt))
 
-        with self._kept_apart(folder):
+        with told_when_full(self._settings.train_dir):
+            folder.mkdir(parents=True)
             try:
-                pictures = await anyio.to_thread.run_sync(lay)
-                job = Job(
-                    id=id,
-                    method=order.method,
-                    model=order.model,
-                    parent=order.parent,
-                    activate=order.activate,
-                    pictures=pictures,
-                    minutes=order.minutes,
-                    created=now(),
-                )
-                await self._with(add)
+                with folders.locked(folder):  # so that nobody takes it for a stray one
+                    pictures = await anyio.to_thread.run_sync(lay)
+                    job = Job(
+                        id=id,
+                        method=order.method,
+                        model=order.model,
+                        parent=order.parent,
+                        activate=order.activate,
+                        pictures=pictures,
+                        minutes=order.minutes,
+                        created=now(),
+                    )
+                    await self._with(add)
             except JobsAway:
                 raise  # perhaps it was written down all the same, and then its files are needed
             except BaseException:
@@ -173,19 +174,6 @@ class Jobs:
                 raise
         await anyio.to_thread.run_sync(self._store.leave, id)
         return job
-
-    @contextlib.contextmanager
-    def _kept_apart(self, folder: Path) -> Iterator[None]:
-        """A new folder, locked so that nobody takes it for a stray one."""
-        with contextlib.ExitStack() as held:
-            with told_when_full(self._settings.train_dir):
-                folder.mkdir(parents=True)
-                try:
-                    held.enter_context(folders.locked(folder))
-                except OSError:
-                    folders.clear(folder)
-                    raise
-            yield
 
     def _unlay(self, id: str) -> None:
         self._store.leave(id)

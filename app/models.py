@@ -242,12 +242,11 @@ class Models:
             raise ModelExists(f"model = {name!r}: a model with this name is there, and none is overwritten: choose another name.")
         try:
             values, metadata = weights.read(uploaded)
-            weights.load(uploaded)
+            _, card = weights.load(uploaded)
         except WeightsError as error:
             raise WeightsRefused(str(error).replace(str(uploaded), "The file")) from None
-        card = json.loads(metadata["card"])
-        if not isinstance(card, dict) or len(metadata["card"]) > MAX_CARD_BYTES or not all(v.is_floating_point() for v in values.values()):
-            raise WeightsRefused("The file's card or numbers are none of this program's: use a file that `clearfold train` wrote.")
+        if (length := len(metadata["card"])) > MAX_CARD_BYTES:
+            raise WeightsRefused(f"The file's card has {length} characters, and {MAX_CARD_BYTES} at most are taken: shorten it.")
         card.pop("job", None)  # it was made elsewhere
         if not isinstance(card.get("parent"), str):
             card.pop("parent", None)

@@ -33,10 +33,8 @@ GRAIN = 6 / 255
 """What photographs are taken to hold at most of grain and of JPEG's traces, where a recipe's `cleaner` is to clean them of it."""
 ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
 """What of a recipe may differ where, or when, the same run goes on."""
-
-
 HIGHEST = 99.0
-"""The PSNR in dB of pictures that are equal, where means are made of it: of 8-bit steps a megapixel's one is 108, of a patch hardly any."""
+"""The PSNR in dB that equal pictures count with: infinity has no mean, and JSON no word for it."""
 
 
 class TrainingError(RuntimeError):

@@ -95,6 +95,7 @@ def broken(same: bytes, tmp_path: Path) -> dict[str, bytes]:
         "with no card": written({}, {}),
         "with a card that is none": written({}, {"card": "[1]"}),
         "of another architecture": written({}, {"card": '{"architecture": "magic"}'}),
+        "with a card without end": written({}, {"card": json.dumps(json.loads(metadata["card"]) | {"note": "a" * 1_000_000})}),
     }
 
 
