@@ -65,6 +65,8 @@ class Source(Protocol):
     """What a model that finds the level by itself has in its level map when it is given none; None for any other."""
     margin: float
     """By how many dB a figure must be above another to be called better."""
+    grey: bool
+    """Whether no picture has colours: of a parent with a network for such pictures, that one goes on learning."""
 
     def batches(self, first: int, denoise: Denoise, share: slice) -> Iterator[Batch]:
         """That share of those of step `first` and on, each told by its step alone. `denoise`: the network as it is by then."""
@@ -350,6 +352,7 @@ class Pairs:
         self.clean = found.clean
         shots = _read_pairs([(paths[a], paths[b]) for a, b in found.pairs], MOST_PIXELS)
         firsts, seconds = [one for one, _ in shots], [other for _, other in shots]
+        self.grey = all(map(noise.is_grey, firsts + seconds))
         held = _held_out(len(firsts))
         self._held = [(_piece(firsts[i]), _piece(seconds[i]), _level(firsts[i], untold)) for i in held]
         self._held = [h for h in self._held if 0 not in h[0].shape]
@@ -435,6 +438,7 @@ class Neighbours:
         if len(paths) < 2:
             raise data.DataError(f"{len(paths)} pictures were found: two are needed at least, one to train on and one to measure with")
         pictures = _read(paths, MOST_PIXELS)
+        self.grey = all(map(noise.is_grey, pictures))
         self.apart = Apart.of(correlation(flat(pictures[:: max(1, len(pictures) // 64)])))
         cell = 2 * self.apart.step
         held = _held_out(len(pictures))

@@ -33,6 +33,7 @@ GRAIN = 6 / 255
 """What photographs are taken to hold at most of grain and of JPEG's traces, where a recipe's `cleaner` is to clean them of it."""
 ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
 """What of a recipe may differ where, or when, the same run goes on."""
+AS_PARENT = "No picture had colours: those that have it denoises as its parent does."
 HIGHEST = 99.0
 """The PSNR in dB that equal pictures count with: infinity has no mean, and JSON no word for it."""
 
@@ -162,7 +163,7 @@ def train(
         source = ranks.agree(lambda: _source(recipe, cleaner, device))
         _same(ranks, recipe)
         resume = ranks.told(str(resume))[0] == "True"
-        parent = None if recipe.initial is None else _for_inference(weights.load(recipe.initial)[0], factors, device)
+        parent = None if recipe.initial is None else _for_inference(_served(recipe.initial, source.grey), factors, device)
         judge = _Judge(source, parent)
         run = _Run.resumed(recipe, judge, device, ranks) if resume else _Run.started(recipe, judge, device, ranks)
         _train(run, recipe, source, factors, report, stop)
@@ -229,10 +230,14 @@ def _same(ranks: Alone, recipe: Recipe) -> None:
 
 
 class _Run:
-    """All that changes while training: step, weights, their moving average, the optimiser's means."""
+    """All that changes while training: step, weights, their moving average, the optimiser's means. And `colours`, the parent's weights for
+    pictures with colours where those without are learned from: they stay as they are.
+    """
 
-    def __init__(self, network: Module, architecture: str, judge: _Judge, device: torch.device, ranks: Alone) -> None:
-        self.network, self.architecture = network.to(device), architecture
+    def __init__(
+        self, network: Module, architecture: str, judge: _Judge, device: torch.device, ranks: Alone, colours: dict[str, Tensor]
+    ) -> None:
+        self.network, self.architecture, self.colours = network.to(device), architecture, colours
         self.judge, self.device, self.ranks = judge, device, ranks
         ranks.watch(network)
         self.average = {p.name: p.value.clone() for p in network.param()}
@@ -243,14 +248,18 @@ class _Run:
 
     @classmethod
     def started(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
-        if recipe.initial is not None:
-            network, card = weights.load(recipe.initial)
-            if (card["architecture"], recipe.architecture) == ("gated", "deep"):
-                network = deepened(network, torch.Generator().manual_seed(recipe.seed))
-                return cls(network, "deep", judge, device, ranks)
-            return cls(network, card["architecture"], judge, device, ranks)
-        network = ARCHITECTURES[recipe.architecture](torch.Generator().manual_seed(recipe.seed))
-        return cls(network, recipe.architecture, judge, device, ranks)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        if recipe.initial is None:
+            return cls(ARCHITECTURES[recipe.architecture](generator), recipe.architecture, judge, device, ranks, {})
+        network, card = weights.load(recipe.initial)
+        architecture = card["architecture"]
+        # Of a parent that is told levels, and a child that is not, one network can't stay as it is.
+        apart = judge.source.grey and weights.untold(card) == judge.source.untold
+        both = [_served(recipe.initial, grey=True), network] if apart else [network]
+        if (architecture, recipe.architecture) == ("gated", "deep"):
+            both, architecture = [deepened(each, generator) for each in both], "deep"
+        colours = {p.name: p.value for each in both[1:] for p in each.param()}
+        return cls(both[0], architecture, judge, device, ranks, colours)
 
     @classmethod
     def resumed(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:
@@ -261,7 +270,7 @@ class _Run:
         def part(kind: str) -> dict[str, Tensor]:
             return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
 
-        run = cls(ARCHITECTURES[architecture](), architecture, judge, device, ranks)
+        run = cls(ARCHITECTURES[architecture](), architecture, judge, device, ranks, part("colours."))
         run.network.load(part("now."))
         run.average = part("average.")
         run.step = run.saved = step
@@ -330,6 +339,7 @@ class _Run:
         tensors = {f"now.{p.name}": p.value for p in self.network.param()}
         tensors |= {f"average.{name}": value for name, value in average.items()}
         tensors |= {f"rule.{name}": value for name, value in rule.items()}
+        tensors |= {f"colours.{name}": value for name, value in self.colours.items()}
 
         def write() -> None:
             if self.ranks.rank:
@@ -337,7 +347,8 @@ class _Run:
             if not all(value.isfinite().all() for value in tensors.values()):  # the last step's; its loss was still finite
                 raise self.lost(recipe, "a weight is NaN or infinite")
             # The weights first: a run that is resumed at its last step only hands them on.
-            weights.save(recipe.out, {name: value.half() for name, value in average.items()}, self.card(recipe))
+            learned = {weights.GREY + name: value for name, value in average.items()} if self.colours else average
+            weights.save(recipe.out, {name: value.half() for name, value in (self.colours | learned).items()}, self.card(recipe))
             told = {"recipe": json.dumps(_plain(recipe)), "step": str(self.step), "architecture": self.architecture}
             weights.write(recipe.checkpoint, tensors, told)
             self.saved = self.step
@@ -359,10 +370,10 @@ class _Run:
             **({"blind": True, "untold": source.untold} if source.untold is not None else {}),
             "grey_level": round(noise.GREY_LEVEL, 4),
             "multiply_adds_a_pixel": round(multiply_adds(self.network)),
-            "weights": sum(p.value.numel() for p in self.network.param()),
+            "weights": sum(p.value.numel() for p in self.network.param()) + sum(value.numel() for value in self.colours.values()),
             "data": [folder.name for folder in recipe.data],
             "method": recipe.method,
-            "note": source.note,
+            "note": source.note + f" {AS_PARENT}" * bool(self.colours),
             "quality": self.judge.quality(self.psnr),
             "recipe": {
                 "steps": f"{self.step} of {recipe.steps}",
@@ -378,6 +389,12 @@ class _Run:
             },
             "figures": {},
         }
+
+
+def _served(path: Path, grey: bool) -> Module:
+    """What a parent denoises pictures with, those without colours or others."""
+    network, for_grey, _ = weights.load_both(path)
+    return for_grey if grey and for_grey is not None else network
 
 
 def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int, str]:
@@ -449,7 +466,13 @@ def _for_inference(network: Module, factors: torch.dtype, device: torch.device) 
     network.to(device, torch.float32).multiply_in(factors, hardware.activations(factors, device))
     if factors == torch.float16 and not has_room(network):
         network.multiply_in(torch.float32, torch.float32)
-    return _denoise(network)
+    plain = _denoise(network)
+
+    def denoise(noisy: Tensor, level: Tensor | float) -> Tensor:
+        denoised = plain(noisy, level)
+        return denoised.mean(3, keepdim=True).expand_as(denoised) if noise.is_grey(noisy) else denoised
+
+    return denoise
 
 
 class _Clean:
@@ -463,7 +486,8 @@ class _Clean:
         self.loss: methods.Loss = LogMSE()
         self.recipe = recipe
         self.pictures, self.validation = _pictures(recipe, cleaner, device)
-        if recipe.grey == 1:
+        self.grey = recipe.grey == 1 or all(map(noise.is_grey, [*self.pictures.pictures, *self.validation]))
+        if self.grey:
             self.validation = [picture.mean(2, keepdim=True).expand_as(picture) for picture in self.validation]
         low, high = recipe.sigma
         self.level = 25 / 255 if low <= 25 / 255 <= high else (low + high) / 2
@@ -503,11 +527,13 @@ class _Clean:
 
     def _noisy(self, index: int) -> tuple[Tensor, Tensor, float]:
         clean, generator = self.validation[index], data.generator_of(0, index)
-        if self.recipe.photographic < 1 and self.recipe.grey == 1:
+        if self.recipe.photographic < 1 and self.grey:
             return noise.add_gaussian(clean[..., :1], self.level, generator).expand_as(clean), clean, self.level * noise.GREY_LEVEL
         if self.recipe.photographic < 1:
             return noise.add_gaussian(clean, self.level, generator), clean, self.level
         noisy, scene = (t[0] for t in noise.add_photographic(clean[None], generator))
+        if self.grey:
+            noisy, scene = (t.mean(2, keepdim=True).expand_as(t) for t in (noisy, scene))
         return noisy, scene, noise.level_of(noisy - scene)
 
 

@@ -503,6 +503,105 @@ class TestOnASmallNetwork:
         assert level == pytest.approx(noise.GREY_LEVEL * (shown - truth)[..., 0].std().item(), rel=0.1)
 
 
+@pytest.mark.usefixtures("small_unet")
+class TestOfPicturesWithoutColours:
+    """Of a parent with two networks, the one for such pictures goes on learning; the other stays as it is."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Pairs of grey pictures, which are a folder of clean and one of noisy pictures as well."""
+        (tmp_path / "grey").mkdir()
+        for i in range(4):
+            picture = photo(64, 72, seed=i).mean(2, keepdim=True).expand(-1, -1, 3)
+            for half in (1, 2):
+                generator = torch.Generator().manual_seed(10 * i + half)
+                save(
+                    tmp_path / "grey" / f"{i}_{half}.png",
+                    noise.add_gaussian(picture[..., :1], 0.1, generator).clamp(0, 1).expand(-1, -1, 3),
+                )
+        return tmp_path / "grey"
+
+    @pytest.fixture
+    def given(self, tmp_path: Path) -> dict[str, Tensor]:
+        """The values of a parent with a network for grey pictures, `given.safetensors`."""
+        networks = {start: small(torch.Generator().manual_seed(seed)) for start, seed in (("", 77), (weights.GREY, 78))}
+        values = {start + p.name: p.value.half() for start, network in networks.items() for p in network.param()}
+        weights.save(tmp_path / "given.safetensors", values, {"architecture": "unet", "grey_level": noise.GREY_LEVEL})
+        return values
+
+    @pytest.mark.parametrize("method", ["clean", "pairs", "noisy"])
+    def test_the_network_for_them_learns(self, recipe: Make, folder: Path, given: dict[str, Tensor], tmp_path: Path, method: str) -> None:
+        it = recipe(data=(folder,), method=method, initial=tmp_path / "given.safetensors", lr=1e-9)
+        run(it)
+        written = load_file(it.out)
+        assert_same_tensors(*({n: value for n, value in them.items() if not n.startswith(weights.GREY)} for them in (written, given)))
+        for name, value in given.items():
+            torch.testing.assert_close(written[name], value, atol=1e-3, rtol=0)
+        card = weights.load(it.out)[1]
+        assert card["note"].endswith(trainer.AS_PARENT)
+        assert card["weights"] == sum(value.numel() for value in given.values())
+
+    @pytest.mark.parametrize("method", ["clean", "pairs"])
+    def test_the_parent_is_measured_as_it_would_denoise_them(
+        self, recipe: Make, folder: Path, given: dict[str, Tensor], tmp_path: Path, method: str
+    ) -> None:
+        it = recipe(data=(folder,), method=method, initial=tmp_path / "given.safetensors", evaluate_every=2, steps=2)
+        run(it)
+        source = trainer._source(it, None, torch.device("cpu"))
+        parent, made = (Denoiser.load(path, "cpu", "float32") for path in (it.initial, it.out))
+        for told, denoiser in (("parent", parent), ("trained", made)):
+
+            def served(noisy: Tensor, level: Tensor | float, denoiser: Denoiser = denoiser) -> Tensor:
+                assert isinstance(level, float)
+                return denoiser(noisy[0], level / noise.GREY_LEVEL)[None]
+
+            assert weights.load(it.out)[1]["quality"][told] == pytest.approx(source.measure(served), abs=2e-3)
+
+    def test_a_run_that_was_stopped_goes_on_to_the_very_same_bits_without_its_parent(
+        self, recipe: Make, folder: Path, given: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        it = recipe(data=(folder,), initial=tmp_path / "given.safetensors")
+        run(it)
+        whole = load_file(it.out)
+        it.checkpoint.unlink()
+        run_until(3, it)
+        run(recipe(data=(folder,)), resume=True)
+        assert_same_tensors(load_file(it.out), whole)
+
+    def test_a_single_picture_with_colours_is_enough_and_its_network_learns(
+        self, recipe: Make, folder: Path, given: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        save(folder / "coloured.png", photo(64, 72, seed=9))
+        it = recipe(data=(folder,), initial=tmp_path / "given.safetensors", lr=1e-9)
+        run(it)
+        written = load_file(it.out)
+        assert {weights.GREY + name for name in written} == {name for name in given if name.startswith(weights.GREY)}
+        for name, value in written.items():
+            torch.testing.assert_close(value, given[name], atol=1e-3, rtol=0)
+        assert trainer.AS_PARENT not in weights.load(it.out)[1]["note"]
+
+    def test_a_child_that_is_told_no_level_keeps_no_network_of_a_parent_that_is(
+        self, recipe: Make, folder: Path, given: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        it = recipe(data=(folder,), initial=tmp_path / "given.safetensors", lr=1e-9, photographic=1.0)
+        run(it)
+        written = load_file(it.out)
+        for name, value in written.items():
+            torch.testing.assert_close(value, given[name], atol=1e-3, rtol=0)
+        assert not any(name.startswith(weights.GREY) for name in written)
+
+    def test_without_a_network_for_them_the_parents_only_one_learns_and_stays(
+        self, recipe: Make, folder: Path, given: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        one = {name: value for name, value in given.items() if not name.startswith(weights.GREY)}
+        weights.save(tmp_path / "given.safetensors", one, {"architecture": "unet"})
+        it = recipe(data=(folder,), initial=tmp_path / "given.safetensors")
+        run(it)
+        written = load_file(it.out)
+        assert_same_tensors({name: written[name] for name in one}, one)
+        assert any(not torch.equal(written[weights.GREY + name], value) for name, value in one.items())
+
+
 @pytest.mark.usefixtures("small_denoisers")
 class TestOfAnArchitecture:
     def test_a_gated_network_learns_and_says_so_on_its_card(self, recipe: Make) -> None:
