@@ -3,7 +3,9 @@
 `core` is imported inside the commands: it brings torch, and `--help` should not wait for that.
 """
 
+import dataclasses
 import json
+import math
 import signal
 import sys
 import threading
@@ -258,7 +260,12 @@ def train(
         Literal["clean", "pairs", "noisy"],
         typer.Option(help="clean: noise is put on the pictures; pairs: x_1.png and x_2.png, or two folders; noisy: noisy ones alone."),
     ] = "clean",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training; the learning rate falls towards the last.")] = 7000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of training; the learning rate falls towards the last.", show_default="7000")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="As many steps as fit into that time.", show_default="as --steps says")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 8.")] = 96,
     sigma_min: Annotated[float, typer.Option(min=0, max=255, help="Least noise, in 8-bit steps.")] = 0,
@@ -298,7 +305,7 @@ def train(
         data=tuple(folders),
         out=output,
         method=method,
-        steps=steps,
+        steps=7000 if steps is None else steps,
         batch=batch,
         patch=patch,
         sigma=(sigma_min / 255, sigma_max / 255),
@@ -316,11 +323,21 @@ def train(
         dtype=dtype,
     )
     recipe.divide(nproc)  # before any is started
-    step, psnr = steps, "-"  # a run resumed at its end reports nothing
     resume = resume or (together.restarted() and recipe.checkpoint.exists())
     first = together.rank() == 0
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    if minutes is not None:
+        if steps is not None:
+            raise trainer.TrainingError(f"steps (={steps}) and minutes (={minutes:g}) both say when to end: give one of them")
+        if nproc > 1 or together.size() > 1:
+            raise trainer.TrainingError(f"minutes (={minutes:g}) is for one process, whose pace is measured: give several --steps")
     with together.ranks(recipe, nproc) as ranks, _interrupted() as stop, _bar("{task.fields[told]}", shown=first) as bar:
-        task = bar.add_task("reading pictures", total=steps, told="")
+        task = bar.add_task("reading pictures", total=None if minutes is not None else recipe.steps, told="")
+        if minutes is not None:
+            fit = trainer.planned_steps(recipe) if resume else trainer.steps_within(recipe, deadline - time.monotonic(), stop)
+            recipe = dataclasses.replace(recipe, steps=fit, warm_up=min(recipe.warm_up, fit // 10))
+            bar.update(task, total=fit)
+        step, psnr = recipe.steps, "-"  # a run resumed at its end reports nothing
 
         def report(now: "Training") -> None:
             nonlocal step, psnr
@@ -330,12 +347,13 @@ def train(
             told = f"loss {now.loss:.4f}  PSNR {psnr}  {now.pixels_per_second / 1e6:.2f} Mpx/s"
             bar.update(task, completed=now.step, description="training", told=told)
             if now.psnr is not None and not bar.console.is_terminal:  # a log has no bar; a line for each measurement tells instead
-                bar.console.print(f"step {now.step} of {steps}  {told}  {now.seconds_left:.0f} s left", highlight=False, soft_wrap=True)
+                bar.console.print(f"step {now.step} of {now.steps}  {told}  {now.seconds_left:.0f} s left", highlight=False, soft_wrap=True)
 
-        path = trainer.train(recipe, report, stop, resume, ranks)
+        path = trainer.train(recipe, report, lambda: stop() or time.monotonic() > deadline, resume, ranks)
+        stopped = step < recipe.steps and stop()
     if not first:
         return
-    if step < steps:
+    if stopped:
         err.print(f"stopped and saved at step {step}: go on with --resume", highlight=False)
         raise typer.Exit(130)
     out.print(f"{path} and its card are written", markup=False, highlight=False, soft_wrap=True)

@@ -29,10 +29,11 @@ GRACE_SECONDS = 5.0
 
 def rank() -> int:
     """This process's number among those that train together; 0 if it trains by itself."""
-    return int(os.environ.get("RANK", "0")) if _size() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if size() > 1 else 0
 
 
-def _size() -> int:
+def size() -> int:
+    """How many a launcher has started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -42,10 +43,10 @@ def ranks(recipe: "Recipe", processes: int) -> "Iterator[Alone]":
     from core.ranks import ALONE, Ranks
     from core.trainer import TrainingError
 
-    if _size() > 1:
+    if size() > 1:
         if processes > 1:
-            raise TrainingError(f"nproc (={processes}) is for a command that starts by itself: a launcher has started {_size()} processes")
-        with Ranks.joined(_device(recipe.device), rank(), _size()) as joined:
+            raise TrainingError(f"nproc (={processes}) is for a command that starts by itself: a launcher has started {size()} processes")
+        with Ranks.joined(_device(recipe.device), rank(), size()) as joined:
             yield joined
     elif processes > 1:
         with _starting(recipe, processes) as joined:
@@ -130,7 +131,7 @@ def main(meeting: Path) -> None:
     recipe = _recipe(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        with Ranks.joined(_device(recipe.device), rank(), _size(), meeting) as joined:
+        with Ranks.joined(_device(recipe.device), rank(), size(), meeting) as joined:
             trainer.train(recipe, ranks=joined)
     except Elsewhere:
         sys.exit(1)

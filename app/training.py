@@ -30,11 +30,8 @@ if TYPE_CHECKING:
     from core import trainer  # slow to start and of use to the child alone
 
 NICE = 19
-TRIAL_STEPS = 5
 CHECKPOINT_SECONDS = 20.0
 MEASUREMENTS = 12
-MEASURING = 0.1
-"""The share of the time that is left for measuring."""
 GENTLE = {"clean": 0.2, "pairs": 0.5, "noisy": 0.2}
 """Of the learning rate, by method, where there is a parent: the full rate would first undo what it knows. But pairs show what it may never
 have seen: of striped noise, 20 pairs gained 3.08 dB in 2000 steps at half the rate, and 2.98 dB at the full one; of white noise, which the
@@ -105,29 +102,11 @@ def _recipe(order: Order, folder: Path, deadline: float, device: str) -> "traine
         left.unlink()
     plan = folder / "plan.json"
     if not plan.exists():
-        steps = order.steps or _steps_until(deadline, recipe)
+        steps = order.steps or trainer.steps_within(recipe, deadline - time.monotonic())
         warm_up, every = min(recipe.warm_up, steps // 10), -(-steps // MEASUREMENTS)
         decided = {"steps": steps, "lr": recipe.lr, "warm_up": warm_up, "evaluate_every": every}
         _write(plan, json.dumps(decided).encode())
     return dataclasses.replace(recipe, **json.loads(plan.read_text()))
-
-
-def _steps_until(deadline: float, recipe: "trainer.Recipe") -> int:
-    """How many steps will fit, by the pace of a few: the learning rate falls towards a last step that must be known."""
-    from core import trainer
-
-    ends: list[float] = []
-    trial = dataclasses.replace(recipe, steps=TRIAL_STEPS, out=recipe.out.with_name("trial.safetensors"))
-
-    def stop() -> bool:
-        ends.append(time.monotonic())
-        return ends[-1] > deadline
-
-    trainer.train(trial, stop=stop)
-    for left in trial.out.parent.glob("trial.*"):
-        left.unlink()
-    seconds = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 1.0  # the first step also warms up
-    return max(1, int((deadline - time.monotonic()) * (1 - MEASURING) / seconds))
 
 
 def _keep_sample(folder: Path, sample: "Tensor") -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,9 @@ GRAIN = 6 / 255
 ELSEWHERE = {"data", "out", "validation", "initial", "checkpoint_seconds", "device"}
 """What of a recipe may differ where, or when, the same run goes on."""
 AS_PARENT = "No picture had colours: those that have it denoises as its parent does."
+TRIAL_STEPS = 5
+MEASURING = 0.1
+"""The share of a run's time that is left for measuring."""
 HIGHEST = 99.0
 """The PSNR in dB that equal pictures count with: infinity has no mean, and JSON no word for it."""
 
@@ -173,6 +177,28 @@ def train(
         kept = f"go on from step {run.saved} with --resume" if run and run.saved else "start anew: nothing was saved yet"
         raise TrainingError(f"{gone}: see what it said, then {kept}") from gone
     return recipe.out
+
+
+def steps_within(recipe: Recipe, seconds: float, stop: Callable[[], bool] = lambda: False) -> int:
+    """How many steps of a new run fit into so many seconds from now, by the pace of a few, and 1 at least: the learning rate falls towards
+    a last step, which must be known. Raises what `train` raises.
+    """
+    ends: list[float] = []
+    deadline = time.monotonic() + seconds
+
+    def over() -> bool:
+        ends.append(time.monotonic())
+        return ends[-1] > deadline or stop()
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(dataclasses.replace(recipe, steps=TRIAL_STEPS, cleaner=None, out=Path(folder) / "trial.safetensors"), stop=over)
+    pace = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 1.0  # the first step also warms up
+    return max(1, int((deadline - time.monotonic()) * (1 - MEASURING) / pace))
+
+
+def planned_steps(recipe: Recipe) -> int:
+    """The last step of the run that `recipe` goes on with, whatever it says of that itself. Raises TrainingError or WeightsError."""
+    return int(json.loads(_checkpoint(recipe)[1]["recipe"])["steps"])
 
 
 def _train(
@@ -399,9 +425,7 @@ def _served(path: Path, grey: bool) -> Module:
 
 def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int, str]:
     """The checkpoint's tensors, its step and architecture. Raises TrainingError if it is another recipe's."""
-    if not recipe.checkpoint.exists():
-        raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
-    tensors, metadata = weights.read(recipe.checkpoint)
+    tensors, metadata = _checkpoint(recipe)
     kept, asked = json.loads(metadata["recipe"]), _plain(recipe)
     for name in kept.keys() - ELSEWHERE - {"steps"}:  # a run may be made longer or shorter
         if kept[name] != asked[name]:
@@ -409,6 +433,12 @@ def _kept(recipe: Recipe) -> tuple[dict[str, Tensor], int, str]:
                 f"{name} (={asked[name]}) differs from the checkpoint's (={kept[name]}): resume with the same, or start anew"
             )
     return tensors, int(metadata["step"]), metadata.get("architecture", "unet")
+
+
+def _checkpoint(recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not recipe.checkpoint.exists():
+        raise TrainingError(f"{recipe.checkpoint} does not exist: there is nothing to resume, start anew")
+    return weights.read(recipe.checkpoint)
 
 
 class _Judge:

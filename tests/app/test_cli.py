@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -504,6 +505,24 @@ def test_train_writes_weights_that_denoise(clearfold: Clearfold, photos: Path, h
     assert mistakes(longer) == ["clearfold: lr (=0.5) differs from the checkpoint's (=0.001): resume with the same, or start anew"]
 
 
+def test_minutes_bound_a_run_whose_rate_still_falls_to_its_end(clearfold: Clearfold, photos: Path, here: Path) -> None:
+    command = ("train", "photos", "-o", "m.safetensors", "--minutes", "0.1", *TINY, "--evaluate-every", "100000")
+    began = time.monotonic()
+    said = clearfold(*command)
+    assert (said.status, mistakes(said)) == (0, [])
+    assert said.out.startswith("m.safetensors and its card are written\n")
+    assert time.monotonic() - began < 30  # of a machine that does other things, too
+    steps = json.loads(weights.read(Path("m.checkpoint"))[1]["recipe"])["steps"]
+    assert 1 < steps < 7000
+    assert files(here) == ["m.checkpoint", "m.md", "m.safetensors", *(f"photos/{i}.png" for i in range(3))]
+    done = int(weights.read(Path("m.checkpoint"))[1]["step"])
+    assert done > steps // 20
+    again = clearfold(*command, "--resume")
+    assert (again.status, mistakes(again)) == (0, [])
+    assert json.loads(weights.read(Path("m.checkpoint"))[1]["recipe"])["steps"] == steps
+    assert int(weights.read(Path("m.checkpoint"))[1]["step"]) == (steps if done == steps else pytest.approx(steps, abs=steps - done - 1))
+
+
 def test_ctrl_c_saves_and_resume_goes_on(photos: Path, here: Path) -> None:
     command = ("train", "photos", "-o", "m.safetensors", "--steps", "100000", *TINY)
     child = process(*command)
@@ -575,6 +594,12 @@ def test_a_batch_that_the_processes_do_not_divide_is_one_line(clearfold: Clearfo
         (("none",), "none does not exist: name a folder with pictures in it"),
         (("photos", "--patch", "20"), "patch (=20) must be a multiple of 8, and not 0: try 96"),
         (("photos", "--lr", "0"), "lr (=0.0) must be above 0: try 1e-3"),
+        (("photos", "--steps", "9", "--minutes", "2.5"), "steps (=9) and minutes (=2.5) both say when to end: give one of them"),
+        (
+            ("photos", "--minutes", "2.5", "--nproc", "2"),
+            "minutes (=2.5) is for one process, whose pace is measured: give several --steps",
+        ),
+        (("photos", "--minutes", "2.5", "--resume"), "model.checkpoint does not exist: there is nothing to resume, start anew"),
         (("photos", "-o", "model.md"), "out (=model.md) must be a file that ends in .safetensors: try model.safetensors"),
         (
             ("photos", "--initial", "none.safetensors"),

@@ -268,6 +268,35 @@ class TestOnASmallNetwork:
         assert [p.seconds_left for p in told] == [30.0, 20.0, 10.0, 0.0]
         assert {p.pixels_per_second for p in told} == {2 * 16 * 16 / 10}
 
+    def test_so_many_steps_fit_as_the_pace_of_a_few_says_with_a_tenth_left_for_measuring(
+        self, recipe: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = iter([0.0] + [10.0 + 2.0 * step for step in range(trainer.TRIAL_STEPS)])  # the first step comes late and is not counted
+        last = [0.0]
+
+        def now() -> float:
+            last[0] = next(clock, last[0])
+            return last[0]
+
+        def trial(short: Recipe, stop: Callable[[], bool]) -> None:
+            assert (short.steps, short.cleaner) == (trainer.TRIAL_STEPS, None)
+            for _ in range(short.steps):
+                assert not stop()
+
+        monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=now))
+        monkeypatch.setattr(trainer, "train", trial)
+        assert trainer.steps_within(recipe(cleaner=Path("none")), 218.0) == (218 - 18) * 0.9 / 2
+
+    def test_one_step_fits_where_there_is_no_time_and_nothing_is_left_behind(self, recipe: Make) -> None:
+        assert trainer.steps_within(recipe(), 0.0) == 1
+        assert not recipe().out.parent.exists()
+
+    def test_the_steps_of_a_run_are_those_it_was_planned_with(self, recipe: Make) -> None:
+        with refused(TrainingError, f"{recipe().checkpoint} does not exist: there is nothing to resume, start anew"):
+            trainer.planned_steps(recipe())
+        run_until(2, recipe(steps=5))
+        assert trainer.planned_steps(recipe(steps=9)) == 5
+
     def test_what_is_measured_is_the_averaged_weights_on_the_validation_pictures(self, recipe: Make, photos: Path) -> None:
         it = recipe(validation=photos, data=(photos,))
         with pytest.raises(DataError):
