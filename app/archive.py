@@ -320,7 +320,7 @@ def run(
 
     def claim(wanted: Path) -> None:
         if wanted.resolve() in taken:
-            raise OSError(f"not written over {wanted}: choose another --output")
+            raise OSError(f"not written over {wanted}: choose another --output, or rename one")
         taken.add(wanted.resolve())
 
     def tasks() -> Iterator[Task]:

@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+import errno
 import json
 import math
 import signal
+import socket
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from core import Auto, Denoiser
     from core.reproduce import Epoch
     from core.trainer import Progress as Training
+    from core.trainer import Recipe
 
 cli = typer.Typer(
     help="Removes noise from pictures, over HTTP and here, and trains the network that does it.",
@@ -109,7 +112,9 @@ def serve(
     from app.server import protocol
 
     settings = _settings(host=host, port=port, device=device)
-    Access(settings)  # refuses before anything is loaded
+    _warn_of_unknown_settings()
+    _see_whether_free(settings.host, settings.port)  # both refuse before anything is loaded
+    Access(settings)
     models = Models.load(settings)  # before the server starts, so that broken weights are one clear line
     for model in models:
         _say_taken(model)
@@ -138,6 +143,7 @@ def worker(
     from app.worker import SWEEP_SECONDS, Worker
 
     settings = _settings(device=device)
+    _warn_of_unknown_settings()
     ledger = Ledger.of(settings)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -171,10 +177,10 @@ def denoise(
         ),
     ] = None,
     sigma: Annotated[str, typer.Option(help="Noise level: a standard deviation in 8-bit steps, 0 to 100, or auto.")] = "auto",
-    strength: Annotated[float, typer.Option(min=0, max=2, help="Scales the noise level; 0 changes nothing.")] = 1.0,
+    strength: Annotated[float, typer.Option(min=0, max=2, help="Scales the noise level; 0 takes nothing away.")] = 1.0,
     model: ModelOption = None,
     format: Annotated[str | None, typer.Option(help="Format to write, as png or jpeg; else the picture's own.")] = None,
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of lossy formats.", show_default="95")] = None,
     ensemble: EnsembleOption = False,
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Largest picture: 10 to 16 bytes of memory a pixel, by its format; 30 more for --ensemble.")
@@ -204,15 +210,19 @@ def denoise(
     to_file = output is not None and bool(output.suffix) and not output.is_dir() and len(paths) == 1 and not paths[0].is_dir()
     form = _format(format or (output.suffix[1:] if output is not None and to_file else None))
     sources: list[archive.Source] = []
+    passed_over: list[Path] = []
     failed: list[str] = []
     for given in paths:
         try:
-            found = [path for path in data.find([given]) if given.is_file() or not _ours(path, given, output)]
+            there = data.find([given])
+            found = [path for path in there if given.is_file() or not _ours(path, given, output)]
         except DataError as missing:
             failed.append(str(missing))
             continue
         if given.is_file() and not found:
             found = [given]
+        originals = {path.with_suffix("") for path in found}
+        passed_over += [path for path in there if path not in found and _written(path) and _original(path) not in originals]
         if not found:
             failed.append(f"{given} holds no picture")
         sources += [archive.Source(path, given if given.is_dir() else path.parent) for path in found]
@@ -245,9 +255,11 @@ def denoise(
         _say(line)
     if told.already:
         _say_quietly(f"{told.already} of {told.total} were there already")
+    for path in passed_over:
+        _say_quietly(f"{path} was passed over, for an earlier run may have written it: name it itself if it is to be denoised")
     if stop() and (left := told.total - told.done - told.already - len(told.failed)):
         err.print(f"stopped with {left} of {told.total} left: the same command goes on", highlight=False)
-        raise typer.Exit(130)
+        raise typer.Exit(128 + stop.signal)
     if failed or told.failed:
         raise typer.Exit(1)
 
@@ -325,6 +337,8 @@ def train(
     recipe.divide(nproc)  # before any is started
     resume = resume or (together.restarted() and recipe.checkpoint.exists())
     first = together.rank() == 0
+    if not resume:
+        _see_whether_begun(recipe)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     if minutes is not None:
         if steps is not None:
@@ -355,12 +369,23 @@ def train(
         return
     if stopped:
         err.print(f"stopped and saved at step {step}: go on with --resume", highlight=False)
-        raise typer.Exit(130)
+        raise typer.Exit(128 + stop.signal)
     out.print(f"{path} and its card are written", markup=False, highlight=False, soft_wrap=True)
     card = weights.load(path)[1]
     if quality := card.get("quality"):
         told = ", ".join(f"{who} {quality[who]:.2f}" for who in ("before", "parent", "trained") if quality[who] is not None)
         out.print(f"{card['note']}\n{quality['what']}: {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _see_whether_begun(recipe: "Recipe") -> None:
+    """What an earlier run made is not written over."""
+    from core.trainer import TrainingError
+
+    remedy = "choose another --output, or remove it"
+    if recipe.checkpoint.exists():
+        raise TrainingError(f"{recipe.checkpoint} of an earlier run is there: go on with --resume, {remedy}")
+    if recipe.out.exists():
+        raise TrainingError(f"{recipe.out} is there already: {remedy}")
 
 
 @cli.command()
@@ -524,14 +549,42 @@ def _settings(**given: Any) -> "Settings":
     """The environment's settings, and what is given and not None; one that is wrong is named."""
     from pydantic import ValidationError
 
-    from app.settings import Settings
+    from app.settings import SECRET, Settings
 
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as wrong:
         for each in wrong.errors():
-            _say(f"CLEARFOLD_{'.'.join(map(str, each['loc'])).upper()} = {each['input']!r}: {each['msg']}")
+            name, message = ".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")
+            # A mistake of several settings has no name, and comes with all values there are.
+            value = "" if name in SECRET else f" = {each['input']!r}"
+            _say(f"CLEARFOLD_{name.upper()}{value}: {message}" if name else message)
         raise typer.Exit(1) from None
+
+
+def _warn_of_unknown_settings() -> None:
+    from app.settings import Settings
+
+    for name in Settings.unknown():
+        _say(f"{name} is set and means nothing: `clearfold serve --help` lists the settings")
+
+
+def _see_whether_free(host: str, port: int) -> None:
+    """Exits if nobody can listen there, before models are loaded. Whoever takes the port meanwhile is told by the server itself."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as unknown:
+        _say(f"host = {host!r} is no address of this machine ({unknown.strerror}): try 127.0.0.1, or 0.0.0.0 for every one, and --port")
+        raise typer.Exit(1) from None
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port that was just closed is free
+            try:
+                tried.bind(address)
+            except OSError as taken:
+                remedy = "stop what listens there, or choose another with --port" if taken.errno == errno.EADDRINUSE else "choose another"
+                _say(f"nobody can listen on {host} port {port} ({taken.strerror}): {remedy}")
+                raise typer.Exit(1) from None
 
 
 def _shelf() -> list[Path]:
@@ -615,10 +668,20 @@ def _format(name: str | None) -> str | None:
     raise typer.BadParameter(f"{name!r} must be one of {', '.join(images.FORMATS)}", param_hint="--format")
 
 
+def _written(path: Path) -> bool:
+    """Whether it is called as what is written beside its original."""
+    return path.stem.endswith("-denoised")
+
+
+def _original(path: Path) -> Path:
+    """That original, without its suffix."""
+    return path.with_name(path.stem.removesuffix("-denoised"))
+
+
 def _ours(path: Path, folder: Path, output: Path | None) -> bool:
     """Whether a picture in a folder to denoise is one that an earlier run wrote: beside its original, or to an output folder inside."""
     inside = output is not None and output.resolve() != folder.resolve() and output.resolve() in path.resolve().parents
-    return inside or path.stem.endswith("-denoised")
+    return inside or _written(path)
 
 
 def _target(path: Path, root: Path, output: Path | None, suffixes: tuple[str, ...]) -> Path:
@@ -646,21 +709,35 @@ def _bar(*more: str, shown: bool = True) -> Iterator[Progress]:
         yield bar
 
 
+class _Stop:
+    """Whether a signal came, and its number."""
+
+    signal = 0
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+
 @contextmanager
-def _interrupted() -> Iterator[Any]:
-    """A function that tells whether Ctrl-C was pressed; pressed twice, it interrupts as usual."""
-    pressed = False
+def _interrupted() -> Iterator[_Stop]:
+    """Tells whether the work is to stop, by Ctrl-C or SIGTERM; a second one ends it at once."""
+    stop = _Stop()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def press(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
-    before = signal.signal(signal.SIGINT, press)
+    def tell(number: int, _: object) -> None:
+        stop.signal = number
+        restore()
+
+    for number in usual:
+        signal.signal(number, tell)
     try:
-        yield lambda: pressed
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 if __name__ == "__main__":

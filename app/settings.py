@@ -7,6 +7,7 @@ prints these descriptions.
 import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from limits import parse
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -16,6 +17,11 @@ import core
 from core import images
 
 MIB = 1024 * 1024
+DATABASES = {"postgresql", "postgres", "postgresql+psycopg", "sqlite"}
+ELSEWHERE = {"kernel", "publish", "postgres_password"}
+"""What else CLEARFOLD_* may set: which kernels compute (`core.kernels`), and what `compose.yaml` reads."""
+SECRET = {"api_keys", "jobs_url"}
+"""Settings whose values are shown to nobody."""
 
 
 def _shipped_weights() -> Path:
@@ -28,9 +34,25 @@ def _user_data() -> Path:
 
 
 def _rate(rate: str) -> str:
-    if rate:
-        parse(rate)  # raises ValueError
+    try:
+        if rate:
+            parse(rate)
+    except ValueError:
+        raise ValueError("a rate must be a number and a time, as 60/minute or 5/second") from None
     return rate
+
+
+def _database(url: str | None) -> str | None:
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in DATABASES and (parts.port or 1) > 0
+    except ValueError:  # what stands for the port is no number
+        known = False
+    if not known:
+        raise ValueError("jobs_url must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return url
 
 
 class Settings(BaseSettings):
@@ -83,10 +105,10 @@ class Settings(BaseSettings):
     max_scans: PositiveInt = Field(default=64, description="Most scans of a progressive JPEG.")
     max_decode_seconds: PositiveFloat = Field(default=30, description="Longest time to decode a frame.")
     max_decode_seconds_per_megapixel: PositiveFloat = Field(
-        default=0.5, description="Most of a processor's time to decode a frame, beside one second."
+        default=0.5, description="Most of a processor's time to decode a frame, on top of one second."
     )
     max_decode_bytes: PositiveInt = Field(
-        default=256 * MIB, description="Most memory to decode a frame, beside 32 bytes a pixel and three times the file."
+        default=256 * MIB, description="Most memory to decode a frame, on top of 32 bytes a pixel and three times the file."
     )
     max_silence_seconds: PositiveFloat = Field(
         default=15, description="Longest wait for the next bytes of a request, or for a client to take some."
@@ -116,8 +138,10 @@ class Settings(BaseSettings):
         "Each machine then has a train_dir of its own.",
     )
     train_here: bool = Field(default=True, description="Whether this process trains, or leaves that to others on the same jobs_url.")
-    jobs_url: str | None = Field(
-        default=None, description="Database of training jobs and models, for several machines: postgresql://…; unset: a file in train_dir."
+    jobs_url: Annotated[str | None, AfterValidator(_database)] = Field(
+        default=None,
+        repr=False,
+        description="Database of training jobs and models, for several machines: postgresql://…; unset: a file in train_dir.",
     )
     train_minutes: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="Length of a training job unless told.")
     max_train_minutes: float = Field(default=24 * 60.0, gt=0, allow_inf_nan=False, description="Longest training job.")
@@ -136,6 +160,12 @@ class Settings(BaseSettings):
         if self.store_url is not None and self.jobs_url is None:
             raise ValueError(f"store_url = {self.store_url!r} needs a database that tells what lies there: set jobs_url = postgresql://…")
         return self
+
+    @classmethod
+    def unknown(cls) -> list[str]:
+        """Variables of the environment that look like settings and are none."""
+        known = {f"CLEARFOLD_{name.upper()}" for name in cls.model_fields.keys() | ELSEWHERE}
+        return sorted(name for name in os.environ if name.startswith("CLEARFOLD_") and name not in known)
 
     def limits(self) -> images.Limits:
         """What is read at most."""

@@ -29,7 +29,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in folders:
         if not folder.exists():
-            raise DataError(f"{folder} does not exist: name a folder with pictures in it")
+            raise DataError(f"{folder} does not exist: name a picture, or a folder with pictures in it")
         inside = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
         found += [path for path in inside if path.is_file() and path.suffix.lower() in suffixes]
     return found

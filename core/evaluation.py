@@ -166,7 +166,7 @@ def as_json(denoiser: Denoises, pictures: Pictures, rows: Sequence[Row], blind: 
         "dtype": str(denoiser.dtype).removeprefix("torch."),
         "set": pictures.folder.resolve().name,
         "real": pictures.real,
-        "sigma_known": not blind,
+        "sigma_known": not blind and all(row.sigma is not None for row in rows),
         "ensemble": isinstance(denoiser, Ensemble),
         "rows": [_finite(asdict(row)) for row in rows],
     }

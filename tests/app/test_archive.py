@@ -175,7 +175,7 @@ def test_the_first_of_two_with_one_name_is_written_in_every_run(tmp_path: Path, 
     for already in (0, 1):
         told, _ = copied(tmp_path, tmp_path / "out", How((model,)), given=given)
         assert told.already == already
-        assert told.failed == {1: f"{given[1].path}: not written over {tmp_path / 'out' / 'a.png'}: choose another --output"}
+        assert told.failed == {1: f"{given[1].path}: not written over {tmp_path / 'out' / 'a.png'}: choose another --output, or rename one"}
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:

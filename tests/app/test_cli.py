@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -240,6 +241,17 @@ def test_to_a_folder_the_tree_is_kept_and_not_denoised_again(clearfold: Clearfol
         assert files(here) == ["in/a.png", "in/clean/a.png", "in/clean/deep/b.png", "in/deep/b.png"]
 
 
+def test_a_picture_that_is_called_like_a_result_without_being_one_is_passed_over_in_words(clearfold: Clearfold, here: Path) -> None:
+    for name in ("in/a.png", "in/a-denoised.jpg", "in/b-denoised.png"):
+        picture(name)
+    said = clearfold("denoise", "in", "-o", "out")
+    assert said.status == 0
+    assert Path("out/a.png").exists()
+    assert not Path("out/b-denoised.png").exists()
+    told = [line for line in said.err.splitlines() if "passed over" in line]
+    assert told == ["in/b-denoised.png was passed over, for an earlier run may have written it: name it itself if it is to be denoised"]
+
+
 def test_a_result_that_is_named_itself_is_denoised(clearfold: Clearfold, here: Path) -> None:
     picture("a-denoised.png")
     assert clearfold("denoise", "a-denoised.png").status == 0
@@ -304,7 +316,7 @@ def test_bad_files_are_named_and_passed_over(clearfold: Clearfold, here: Path) -
     assert said.status == 1
     assert files(here) == ["in/a-denoised.png", "in/a.png", "in/m.png", "in/z-denoised.png", "in/z.png"]
     missing, empty, bad = mistakes(said)
-    assert missing == "clearfold: none.png does not exist: name a folder with pictures in it"
+    assert missing == "clearfold: none.png does not exist: name a picture, or a folder with pictures in it"
     assert empty == "clearfold: empty holds no picture"
     assert bad.startswith("clearfold: in/m.png: the file is no picture of a known format: send one of png, jpeg")
 
@@ -319,7 +331,7 @@ def test_a_picture_may_be_as_large_as_is_said(clearfold: Clearfold) -> None:
 def test_what_is_wrong_is_one_line_however_narrow_the_screen(clearfold: Clearfold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     name = "a-rather-long-name-of-a-file-[bold]that-is-not-there.png"
-    assert mistakes(clearfold("denoise", name)) == [f"clearfold: {name} does not exist: name a folder with pictures in it"]
+    assert mistakes(clearfold("denoise", name)) == [f"clearfold: {name} does not exist: name a picture, or a folder with pictures in it"]
 
 
 def test_a_name_that_looks_like_markup_is_a_name(clearfold: Clearfold) -> None:
@@ -332,7 +344,7 @@ def test_no_result_is_written_over_another(clearfold: Clearfold, here: Path) -> 
     picture("one/a.png", seed=1), picture("two/a.png", seed=2)
     said = clearfold("denoise", "one", "two", "-o", "out", "--strength", "0")
     assert said.status == 1
-    assert mistakes(said) == ["clearfold: two/a.png: not written over out/a.png: choose another --output"]
+    assert mistakes(said) == ["clearfold: two/a.png: not written over out/a.png: choose another --output, or rename one"]
     assert opened("out/a.png").tobytes() == opened("one/a.png").tobytes()
 
 
@@ -341,7 +353,7 @@ def test_no_original_is_written_over(clearfold: Clearfold, given: str) -> None:
     before = picture("in/a.png").read_bytes()
     said = clearfold("denoise", given, "-o", "in")
     assert said.status == 1
-    assert mistakes(said) == ["clearfold: in/a.png: not written over in/a.png: choose another --output"]
+    assert mistakes(said) == ["clearfold: in/a.png: not written over in/a.png: choose another --output, or rename one"]
     assert Path("in/a.png").read_bytes() == before
 
 
@@ -421,6 +433,65 @@ def test_a_wrong_setting_is_named(clearfold: Clearfold, monkeypatch: pytest.Monk
     assert line.startswith("clearfold: CLEARFOLD_PORT = 'http': Input should be a valid integer")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RATE_LIMIT", "lots", "CLEARFOLD_RATE_LIMIT = 'lots': a rate must be a number and a time, as 60/minute or 5/second"),
+        ("STORE_URL", "s3://a/b", "store_url = 's3://a/b' needs a database that tells what lies there: set jobs_url = postgresql://…"),
+        *(
+            ("JOBS_URL", url, "CLEARFOLD_JOBS_URL: jobs_url must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+            for url in ("nonsense", "mysql://x:hush@y/z", "postgresql://x:hush@y:port/z")
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_what_is_wrong_with_a_setting_is_one_line_and_no_secret_is_in_it(
+    clearfold: Clearfold, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str, command: str
+) -> None:
+    monkeypatch.setenv(f"CLEARFOLD_{name}", value)
+    monkeypatch.setenv("CLEARFOLD_API_KEYS", "a-secret-of-many-letters:denoise")
+    said = clearfold(command)
+    assert said.status == 1
+    assert mistakes(said) == [f"clearfold: {message}"]
+    assert not any(secret in said.err for secret in ("a-secret", "hush"))
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_setting_that_is_none_is_told_at_the_start(clearfold: Clearfold, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("CLEARFOLD_PROT", "9000")
+    monkeypatch.setenv("CLEARFOLD_KERNEL", "none")
+    monkeypatch.setenv("CLEARFOLD_PORT", "9000")
+    monkeypatch.setattr("app.cli._see_whether_free", ended_here)
+    monkeypatch.setattr("app.ledger.Ledger.of", ended_here)
+    said = clearfold(command)
+    assert mistakes(said)[0] == "clearfold: CLEARFOLD_PROT is set and means nothing: `clearfold serve --help` lists the settings"
+    assert "CLEARFOLD_PORT" not in said.err
+    assert "KERNEL" not in said.err
+
+
+def ended_here(*_: object) -> None:
+    raise OSError("this far")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(clearfold: Clearfold) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = clearfold("serve", "--port", str(port))
+    assert said.status == 1
+    assert mistakes(said) == [
+        f"clearfold: nobody can listen on 127.0.0.1 port {port} (Address already in use): "
+        "stop what listens there, or choose another with --port"
+    ]
+    assert "lively" not in said.err
+
+
+def test_an_address_that_is_not_this_machines_is_told(clearfold: Clearfold) -> None:
+    (line,) = mistakes(clearfold("serve", "--host", "localhost:8011"))
+    assert line.startswith("clearfold: host = 'localhost:8011' is no address of this machine (")
+    (line,) = mistakes(clearfold("serve", "--host", "203.0.113.7"))
+    assert line == "clearfold: nobody can listen on 203.0.113.7 port 8000 (Cannot assign requested address): choose another"
+
+
 def test_serve_does_not_start_with_a_default_model_that_is_not_there(clearfold: Clearfold, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEARFOLD_DEFAULT_MODEL", "sharpest")
     said = clearfold("serve", "--device", "cpu")
@@ -454,7 +525,7 @@ def test_a_true_process_ends_with_the_status_and_no_traceback() -> None:
     picture("a.png")
     said = ended(process("denoise", "none.png", "a.png"))
     assert said.status == 1
-    assert mistakes(said) == ["clearfold: none.png does not exist: name a folder with pictures in it"]
+    assert mistakes(said) == ["clearfold: none.png does not exist: name a picture, or a folder with pictures in it"]
     assert Path("a-denoised.png").exists()
     said = ended(process("denoise", "a.png", "--model", "none"))
     assert said.status == 1
@@ -523,16 +594,30 @@ def test_minutes_bound_a_run_whose_rate_still_falls_to_its_end(clearfold: Clearf
     assert int(weights.read(Path("m.checkpoint"))[1]["step"]) == (steps if done == steps else pytest.approx(steps, abs=steps - done - 1))
 
 
-def test_ctrl_c_saves_and_resume_goes_on(photos: Path, here: Path) -> None:
+@pytest.mark.parametrize("left", ["m.checkpoint", "m.safetensors"])
+def test_what_an_earlier_run_made_is_not_written_over(clearfold: Clearfold, photos: Path, here: Path, left: str) -> None:
+    (here / left).write_bytes(b"hours of work")
+    said = clearfold("train", "photos", "-o", "m.safetensors", "--steps", "1", *TINY)
+    assert said.status == 1
+    told = {
+        "m.checkpoint": "m.checkpoint of an earlier run is there: go on with --resume, choose another --output, or remove it",
+        "m.safetensors": "m.safetensors is there already: choose another --output, or remove it",
+    }
+    assert mistakes(said) == [f"clearfold: {told[left]}"]
+    assert (here / left).read_bytes() == b"hours of work"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_resume_goes_on(photos: Path, here: Path, number: signal.Signals) -> None:
     command = ("train", "photos", "-o", "m.safetensors", "--steps", "100000", *TINY)
     child = process(*command)
     try:
         wait_for(lambda: child.poll() is not None or Path("m.safetensors").exists(), "the first save")
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         said = ended(child)
     finally:
         child.kill()
-    assert said.status == 130
+    assert said.status == 128 + number
     assert "Traceback" not in said.err
     told = re.search(r"^stopped and saved at step (\d+): go on with --resume$", said.err, re.MULTILINE)
     assert told
@@ -591,7 +676,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_one_line(clearfold: Clearfo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("none",), "none does not exist: name a folder with pictures in it"),
+        (("none",), "none does not exist: name a picture, or a folder with pictures in it"),
         (("photos", "--patch", "20"), "patch (=20) must be a multiple of 8, and not 0: try 96"),
         (("photos", "--lr", "0"), "lr (=0.0) must be above 0: try 1e-3"),
         (("photos", "--steps", "9", "--minutes", "2.5"), "steps (=9) and minutes (=2.5) both say when to end: give one of them"),
@@ -746,7 +831,7 @@ def test_evaluate_measures_the_choice_but_records_it_in_no_card(clearfold: Clear
     assert "figures are recorded in one model's card" in said.err
 
 
-@pytest.mark.parametrize(("folder", "message"), [("none", "none does not exist: name a folder with pictures in it"),
+@pytest.mark.parametrize(("folder", "message"), [("none", "none does not exist: name a picture, or a folder with pictures in it"),
                                                  ("empty", "empty holds no picture: name a folder of clean pictures, "
                                                            "or of pairs as x_noisy.png with x_clean.png")])  # fmt: skip
 def test_a_folder_that_cannot_be_measured_is_named(clearfold: Clearfold, folder: str, message: str) -> None:

@@ -31,7 +31,7 @@ def test_pictures_are_found_by_suffix_in_folders_below_and_as_files(tmp_path: Pa
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with refused(DataError, f"{tmp_path / 'none'} does not exist: name a folder with pictures in it"):
+    with refused(DataError, f"{tmp_path / 'none'} does not exist: name a picture, or a folder with pictures in it"):
         data.find([tmp_path, tmp_path / "none"])
 
 

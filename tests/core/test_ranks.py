@@ -172,7 +172,7 @@ class TestARun:
 
     def test_a_mistake_of_another_process_is_told_by_the_first(self, two: Two, recipe: Callable[..., Recipe]) -> None:
         it = recipe("m")
-        missing = "none does not exist: name a folder with pictures in it"
+        missing = "none does not exist: name a picture, or a folder with pictures in it"
         assert two.ask(losing_its_pictures, it) == [f"TrainingError: process 1 of 2: {missing}", f"Elsewhere: {missing}"]
         assert two.ask(with_another_rate, it)[0] == (
             "TrainingError: lr (=0.001) differs from that (=0.5) of process 1 of 2: start all with the same"
