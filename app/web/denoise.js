@@ -1,7 +1,7 @@
 // The Denoise part: pictures come in, each is shown before and after, and goes out as a file.
-import { dropped, h, hide, range, save, say, settled } from "./dom.js";
+import { carriesFiles, dropped, h, hide, range, save, say, settled } from "./dom.js";
 import * as pictures from "./pictures.js";
-import { cancelled, denoise, denoiseKept, hasKey, json } from "./service.js";
+import { Problem, cancelled, denoise, denoiseKept, hasKey, json } from "./service.js";
 import { bytes, duration, text } from "./strings.js";
 import { VIEWS, Viewer } from "./viewer.js";
 
@@ -22,11 +22,14 @@ export class Denoise {
     this.models = [];
     this.pace = 0; // seconds a pixel, as last seen
     this.previewSoon = settled(SETTLE, () => this.preview());
+    this.addressSoon = settled(SETTLE, () => toAddress(this.settings)); // browsers refuse an address that changes at every touch of a slider
     this.viewer = new Viewer({
       onmove: () => this.previewSoon(),
       onview: (view) => this.views.forEach((button, i) => button.setAttribute("aria-pressed", VIEWS[i] === view)),
       onzoom: (scale) => {
-        this.percent.textContent = text.viewer.actual(Math.round(scale * 100));
+        const percent = Math.round(scale * 100);
+        this.percent.textContent = text.viewer.actual(percent);
+        this.percent.setAttribute("aria-label", text.viewer.actualLabel(percent));
       },
     });
     this.element = h("div", { class: "denoise" }, this.#desk(), this.#panel());
@@ -46,7 +49,7 @@ export class Denoise {
         text.viewer.views[view],
       ),
     );
-    this.percent = h("button", { type: "button", class: "percent", "aria-label": text.viewer.actualLabel, onclick: () => this.viewer.actual() }, "100 %");
+    this.percent = h("button", { type: "button", class: "percent", "aria-label": text.viewer.actualLabel(100), onclick: () => this.viewer.actual() }, "100 %");
     const zoom = (label, sign, factor) =>
       h("button", { type: "button", "aria-label": label, onclick: () => this.viewer.zoom(factor) }, sign);
     this.hint = h("p", { class: "hint", hidden: true });
@@ -155,7 +158,7 @@ export class Denoise {
 
   // Ways in: drop, paste. The chooser and the camera have buttons.
   #doors() {
-    const carries = (event) => !this.element.hidden && [...(event.dataTransfer?.types ?? [])].includes("Files");
+    const carries = (event) => !this.element.hidden && carriesFiles(event);
     let depth = 0;
     const over = (on) => document.body.classList.toggle("dropping", on);
     window.addEventListener("dragenter", (event) => carries(event) && over(++depth > 0));
@@ -208,8 +211,9 @@ export class Denoise {
     if (view) this.viewer.setView(view);
     else if (event.key === "o" || event.key === "O") this.viewer.hold(true);
     else if (event.key === "[" || event.key === "]") this.step(event.key === "[" ? -1 : 1);
-    else if (event.key === "Enter" && event.target.matches("body, main, .stage")) this.#goOrCancel();
-    else return false;
+    else if (event.key === "Enter" && event.target.matches("body, main, .stage")) {
+      if (!event.repeat) this.#goOrCancel();
+    } else return !event.key.startsWith("Arrow") && this.viewer.key(event); // arrows scroll, too
     return true;
   }
 
@@ -251,7 +255,7 @@ export class Denoise {
 
   async #thumbnail(item) {
     try {
-      const { bitmap, width, height } = await pictures.thumbnail(await this.#shown(item), THUMBNAIL);
+      const { bitmap, width, height } = await this.#look(item, (blob) => pictures.thumbnail(blob, THUMBNAIL));
       this.#seen(item, width, height);
       item.picture.getContext("2d").drawImage(bitmap, 0, 0);
       bitmap.close();
@@ -261,21 +265,20 @@ export class Denoise {
     }
   }
 
-  // What the browser can show of a picture: itself, or what the service makes of it as PNG. What failed is asked for again.
-  #shown(item) {
-    item.shown ??= (async () => {
+  // What `look` makes of a picture: of its file, or where the browser cannot read that, of what the service makes of it as PNG.
+  async #look(item, look) {
+    if (!item.png) {
       try {
-        const { bitmap } = await pictures.thumbnail(item.file, 1);
-        bitmap.close();
-        return item.file;
-      } catch {
-        return this.#asPng(item, item.file);
+        return await look(item.file);
+      } catch (error) {
+        if (error instanceof Problem) throw error; // the page's own
       }
-    })().catch((error) => {
-      item.shown = null;
+    }
+    item.png ??= this.#asPng(item, item.file).catch((error) => {
+      item.png = null; // and is asked for again
       throw error;
     });
-    return item.shown;
+    return look(await item.png);
   }
 
   async #asPng(item, file) {
@@ -291,6 +294,7 @@ export class Denoise {
 
   remove(item) {
     item.stop?.abort();
+    item.stop = null;
     item.gone.abort();
     const at = this.items.indexOf(item);
     this.items.splice(at, 1);
@@ -314,7 +318,7 @@ export class Denoise {
     item.element.scrollIntoView({ block: "nearest", inline: "nearest" });
     if (item.state === "failed" && !item.width) this.#thumbnail(item); // which failed too
     try {
-      const opened = await pictures.open(await this.#shown(item));
+      const opened = await this.#look(item, (blob) => pictures.open(blob));
       if (turn !== this.turn) return pictures.close(opened.id);
       item.before = opened;
       this.#seen(item, opened.sizes[0].width, opened.sizes[0].height);
@@ -322,7 +326,7 @@ export class Denoise {
     } catch (error) {
       if (turn !== this.turn) return;
       this.#hint("");
-      await this.#fail(item, error);
+      this.#fail(item, error);
     }
     this.#update();
   }
@@ -343,7 +347,7 @@ export class Denoise {
   change(given) {
     Object.assign(this.settings, given);
     this.#fill();
-    toAddress(this.settings);
+    this.addressSoon();
     this.#update();
     this.previewSoon();
   }
@@ -404,8 +408,8 @@ export class Denoise {
       const { blob, header } = await denoiseKept(item, { ...wishes, keep: true }, { signal: stop.signal });
       const opened = await pictures.open(blob, false);
       if (stop.signal.aborted || item !== this.current) return pictures.close(opened.id);
-      this.#learn(item, header, region.width * region.height);
-      const gain = gainFor(item.sigma, strength);
+      this.#learn(item, sigma, header, region.width * region.height);
+      const gain = gainFor(Number(header("X-Clearfold-Sigma")), strength);
       const { x: dx, y: dy, ...rest } = region;
       const given = { before: item.before.id, after: opened.id, dx, dy, level: 0, x: dx, y: dy, ...rest, gain };
       const removed = await pictures.difference(given);
@@ -441,10 +445,9 @@ export class Denoise {
     hide(this.hint, !words);
   }
 
-  // What an answer's headers tell.
-  #learn(item, header, pixels) {
-    item.sigma = Number.parseFloat(header("X-Clearfold-Sigma"));
-    if (this.settings.sigma === "auto") this.settings.measured = item.sigma;
+  // What an answer's headers tell; the noise level is measured where "auto" was asked for.
+  #learn(item, sigma, header, pixels) {
+    if (sigma === "auto") this.settings.measured = item.sigma = Number.parseFloat(header("X-Clearfold-Sigma"));
     const stages = [...(header("Server-Timing") ?? "").matchAll(/(\w+);dur=([\d.]+)/g)].map(([, stage, ms]) => [stage, Number(ms)]);
     const working = stages.find(([stage]) => stage === "denoise");
     if (working && pixels) this.pace = working[1] / 1000 / pixels;
@@ -468,35 +471,48 @@ export class Denoise {
 
   #goOrCancel() {
     if (!this.current) return;
-    if (this.current.stop) this.current.stop.abort();
+    if (this.current.stop) this.#cancel(this.current);
     else this.run([this.current]);
   }
 
   cancelAll() {
-    for (const item of this.items) item.stop?.abort();
+    for (const item of this.items) if (item.stop) this.#cancel(item);
+  }
+
+  #cancel(item) {
+    item.stop.abort();
+    if (item.state === "waiting") this.#cancelled(item); // the others may take long
+  }
+
+  #cancelled(item) {
+    item.stop = null;
+    item.state = item.result ? "done" : "ready";
+    say(text.said.cancelled(item.name));
+    this.#update();
   }
 
   // Denoises pictures whole, a few at a time.
   async run(items) {
-    const queue = items.filter((item) => !item.stop && !this.#fresh(item));
-    for (const item of queue) {
-      item.stop = new AbortController();
-      item.state = "waiting";
-      item.problem = null;
-    }
+    const queue = items
+      .filter((item) => !item.stop && !this.#fresh(item))
+      .map((item) => {
+        const stop = new AbortController();
+        Object.assign(item, { stop, state: "waiting", problem: null });
+        return () => stop.signal.aborted || this.#whole(item, stop);
+      });
     this.#update();
     const next = async () => {
-      for (let item = queue.shift(); item; item = queue.shift()) await this.#whole(item);
+      for (let work = queue.shift(); work; work = queue.shift()) await work();
     };
     await Promise.all(Array.from({ length: AT_ONCE }, next));
   }
 
-  async #whole(item) {
+  async #whole(item, stop) {
     await this.loaded; // what is chosen
     const wishes = this.#wishes();
     const key = this.#key(wishes);
     const strength = this.settings.strength;
-    const { signal } = item.stop;
+    const { signal } = stop;
     const tick = setInterval(() => this.#tell(), 200);
     const send = () => {
       item.state = "sending";
@@ -520,7 +536,7 @@ export class Denoise {
       if (signal.aborted) throw new DOMException("cancelled", "AbortError");
       const began = performance.now();
       const { blob, header } = await this.#patiently(signal, send, busy);
-      const served = this.#learn(item, header, item.width * item.height);
+      const served = this.#learn(item, wishes.sigma, header, item.width * item.height);
       item.result = {
         blob,
         key,
@@ -538,13 +554,11 @@ export class Denoise {
       item.after = null;
       say(text.said.done(item.name));
     } catch (error) {
-      if (cancelled(error)) {
-        item.state = item.result ? "done" : "ready";
-        say(text.said.cancelled(item.name));
-      } else this.#fail(item, error);
+      if (!cancelled(error)) this.#fail(item, error);
+      else if (item.stop === stop) this.#cancelled(item);
     } finally {
       clearInterval(tick);
-      item.stop = null;
+      if (item.stop === stop) item.stop = null;
       this.#update();
     }
   }
@@ -565,13 +579,18 @@ export class Denoise {
     }
   }
 
-  async #fail(item, error) {
+  #fail(item, error) {
     if (cancelled(error)) return;
     item.state = "failed";
-    item.problem = { title: error.title ?? text.problem.title, detail: error.detail ?? error.message };
+    item.problem = { status: error.status, title: error.title ?? text.problem.title, detail: error.detail ?? error.message };
     say(text.said.failed(item.name, item.problem.title));
     this.#update();
-    if (error.status === 401 && (await this.needKey())) {
+    if (error.status === 401) this.needKey();
+  }
+
+  // Once there is another key: what failed for want of it is done again.
+  unlock() {
+    for (const item of this.items.filter(({ problem }) => problem?.status === 401)) {
       this.#forgive(item);
       if (item === this.current) {
         this.select(null);
@@ -641,8 +660,7 @@ export class Denoise {
     hide(this.zip, this.items.length < 2);
     this.zip.textContent = text.act.zip(done);
     this.zip.disabled = done === 0;
-    hide(this.alert, !item?.problem);
-    this.alert.replaceChildren(...(item?.problem ? [h("strong", {}, item.problem.title), h("p", {}, item.problem.detail)] : []));
+    this.#showProblem(item?.problem ?? null);
     this.autoWord.textContent =
       this.settings.sigma !== "auto" ? text.settings.own : item?.sigma >= 0 ? text.settings.measured : text.settings.unmeasured;
     this.#showFacts(item, fresh);
@@ -688,6 +706,14 @@ export class Denoise {
       this.#hint("");
     }
     if (item.after && this.#fresh(item)) this.viewer.setAfter(item.after, gainFor(Number(item.result.sigma), item.result.strength));
+  }
+
+  // Once, for whatever is put in there is read out.
+  #showProblem(problem) {
+    if (problem === this.alerted) return;
+    this.alerted = problem;
+    hide(this.alert, !problem);
+    this.alert.replaceChildren(...(problem ? [h("strong", {}, problem.title), h("p", {}, problem.detail)] : []));
   }
 
   #showFacts(item, fresh) {
@@ -771,8 +797,8 @@ function fromAddress() {
   number("strength", 0, 2);
   number("quality", 1, 100);
   if (asked.get("model")) settings.model = asked.get("model");
-  if (asked.get("metadata") in text.settings.kept) settings.metadata = asked.get("metadata");
-  if (asked.get("format") in text.settings.formats) settings.format = asked.get("format");
+  if (Object.hasOwn(text.settings.kept, asked.get("metadata"))) settings.metadata = asked.get("metadata");
+  if (Object.hasOwn(text.settings.formats, asked.get("format"))) settings.format = asked.get("format");
   return settings;
 }
 

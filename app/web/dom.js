@@ -29,12 +29,20 @@ export const say = (words) => {
 export function range({ label, id, min, max, step, value, shown, oninput }) {
   const slider = h("input", { type: "range", id, min, max, step, value });
   const number = h("input", { type: "number", min, max, step: "any", value, "aria-label": shown ?? label, inputMode: "decimal", placeholder: "–" });
+  let typing = false; // what stands there is not yet meant
   const within = (v) => Math.min(Number(max), Math.max(Number(min), v));
   slider.addEventListener("input", () => {
     number.value = slider.value;
     oninput(Number(slider.value));
   });
+  number.addEventListener("input", () => {
+    typing = true;
+  });
+  number.addEventListener("blur", () => {
+    typing = false;
+  });
   number.addEventListener("change", () => {
+    typing = false;
     const typed = Number.parseFloat(number.value);
     const valid = Number.isFinite(typed) ? within(typed) : Number(slider.value);
     number.value = valid;
@@ -47,7 +55,7 @@ export function range({ label, id, min, max, step, value, shown, oninput }) {
     slider,
     set: (v) => {
       slider.value = v ?? 0;
-      number.value = v === undefined ? "" : Math.round(v * 100) / 100;
+      if (!typing) number.value = v === undefined ? "" : Math.round(v * 100) / 100;
     },
   };
 }
@@ -91,6 +99,11 @@ export function twice(name, sure, act) {
 export const facts = (rows, label) =>
   h("dl", { class: "facts", "aria-label": label }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 
+export const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+
+// What a system keeps in a folder for itself.
+export const concealed = (path) => path.split("/").some((part) => part.startsWith("."));
+
 // Files of a drop, those of its folders too, each with its path.
 export async function dropped(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
@@ -106,5 +119,5 @@ export async function dropped(transfer) {
     }
   };
   for (const entry of entries) await walk(entry);
-  return found.filter(({ path }) => !path.split("/").some((part) => part.startsWith(".")));
+  return found.filter(({ path }) => !concealed(path));
 }

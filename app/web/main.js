@@ -1,6 +1,6 @@
 // The page: its three parts behind their links, the dialogs that all share, and the keys that act everywhere.
 import { Denoise } from "./denoise.js";
-import { h, hide, installLive } from "./dom.js";
+import { carriesFiles, h, hide, installLive } from "./dom.js";
 import { Models } from "./models.js";
 import { hasKey, setKey } from "./service.js";
 import { text } from "./strings.js";
@@ -58,6 +58,7 @@ function askKey(refused = false) {
         keyDialog.returnValue = "";
         if (given) {
           setKey(keyField.value);
+          for (const part of Object.values(parts)) part.unlock();
           window.dispatchEvent(new Event("models"));
         }
         resolve(given);
@@ -72,7 +73,18 @@ function dialog(title, ...content) {
   const id = `dialog-${title.toLowerCase().replaceAll(" ", "-")}`;
   const close = h("button", { type: "button", class: "quiet close", "aria-label": text.act.close, onclick: () => element.close() }, "×");
   const element = h("dialog", { "aria-labelledby": id }, h("h2", { id }, title), close, ...content);
-  element.addEventListener("click", (event) => event.target === element && element.close());
+  let began = false; // a press, outside
+  const outside = ({ clientX: x, clientY: y }) => {
+    const { left, right, top, bottom } = element.getBoundingClientRect();
+    return x < left || x > right || y < top || y > bottom;
+  };
+  element.addEventListener("pointerdown", (event) => {
+    began = outside(event);
+  });
+  element.addEventListener("click", (event) => {
+    if (began && outside(event)) element.close();
+    began = false;
+  });
   return element;
 }
 
@@ -83,7 +95,7 @@ function skip(event) {
 
 function show() {
   const [wanted, ...rest] = location.hash.slice(1).split("/");
-  const name = wanted in parts ? wanted : "denoise";
+  const name = Object.hasOwn(parts, wanted) ? wanted : "denoise";
   document.title = text.title(text.parts[name]);
   for (const [i, [each, part]] of Object.entries(parts).entries()) {
     hide(part.element, each !== name);
@@ -96,10 +108,19 @@ function show() {
 window.addEventListener("hashchange", show);
 show();
 
+// A file that no part takes does not take the page's place.
+for (const kind of ["dragover", "drop"]) {
+  window.addEventListener(kind, (event) => {
+    if (!carriesFiles(event) || event.defaultPrevented) return;
+    event.preventDefault();
+    event.dataTransfer.dropEffect = "none";
+  });
+}
+
 // Keys act wherever nothing is typed.
 const typing = (element) => element.closest("input:not([type=range]):not([type=checkbox]), textarea, select, dialog");
 window.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
   if (event.key === "?") {
     keys.showModal();
     event.preventDefault();

@@ -21,7 +21,7 @@ export class Models {
     this.element = h(
       "div",
       { class: "sheet" },
-      h("h2", {}, words.title),
+      (this.title = h("h2", { tabIndex: -1 }, words.title)),
       this.alert,
       this.choice,
       this.list,
@@ -36,21 +36,32 @@ export class Models {
 
   async #try(work) {
     try {
+      this.told = null;
       hide(this.alert);
       await work();
     } catch (error) {
+      this.told = error;
       this.alert.replaceChildren(h("strong", {}, error.title ?? text.problem.title), h("p", {}, error.detail ?? error.message));
       hide(this.alert, false);
       if (error.status === 401 && (await this.needKey())) this.#try(work);
     }
   }
 
-  async #load() {
+  // Once there is another key.
+  unlock() {
+    if (this.told?.status === 401 && !this.element.hidden) this.show();
+  }
+
+  // After something was done to the model `done`: what did it is gone with the old list, and the focus goes to that model.
+  async #load(done) {
     const { models, chosen } = await json("models");
     const automatic = () => this.#try(() => this.#use("auto"));
     const free = chosen === "auto";
     this.choice.replaceChildren(free ? h("p", { class: "note" }, words.automatic) : h("button", { type: "button", onclick: automatic }, words.useAutomatic));
     this.list.replaceChildren(...(models.length ? models.map((model) => this.#row(model, model.name === chosen)) : [h("li", {}, words.none)]));
+    if (!done || document.activeElement !== document.body) return;
+    const at = models.findIndex(({ name }) => name === done);
+    (this.list.children[at]?.querySelector("h3") ?? this.title).focus();
   }
 
   #row(model, used) {
@@ -69,13 +80,13 @@ export class Models {
         await ask(path, { method: "DELETE" });
         say(words.removed(model.name));
         changed();
-        await this.#load();
+        await this.#load(model.name);
       }),
     );
     return h(
       "li",
       {},
-      h("h3", {}, model.name, used && h("span", { class: "pill", "data-status": "done" }, words.isDefault)),
+      h("h3", { tabIndex: -1 }, model.name, used && h("span", { class: "pill", "data-status": "done" }, words.isDefault)),
       model.card?.summary && h("p", {}, String(model.card.summary)),
       h("p", { class: "note" }, origin.filter(Boolean).join(" · "), model.job && " · ", model.job && h("a", { href: `#train/${encodeURIComponent(model.job)}` }, words.job)),
       h(
@@ -94,7 +105,7 @@ export class Models {
     await ask("models/default", { method: "PUT", headers, body: JSON.stringify({ model: name }) });
     say(words.changed(name));
     changed();
-    await this.#load();
+    await this.#load(name);
   }
 
   async #upload(file) {
@@ -102,7 +113,7 @@ export class Models {
     await ask(`models/${encodeURIComponent(name)}`, { method: "PUT", headers: { "Content-Type": "application/octet-stream" }, body: file });
     say(words.added(name));
     changed();
-    await this.#load();
+    await this.#load(name);
   }
 }
 

@@ -15,7 +15,30 @@ export class Problem extends Error {
   }
 }
 
-const unreachable = () => new Problem(0, text.problem.unreachable.title, text.problem.unreachable.detail);
+// Why nothing came back. A browser sends no file that is not as it was when it was chosen, and says only that it failed.
+async function unanswered(body) {
+  for (const file of body instanceof FormData ? body.values() : [body]) {
+    if (!(file instanceof File)) continue;
+    try {
+      await file.slice(0, 1).arrayBuffer();
+    } catch {
+      return new Problem(0, text.problem.gone.title, text.problem.gone.detail(file.name));
+    }
+  }
+  return new Problem(0, text.problem.unreachable.title, text.problem.unreachable.detail);
+}
+
+// Sends once more what was refused for want of a key if another was given since it began: the refusal says nothing of that one.
+async function keyed(send) {
+  const used = key;
+  try {
+    return await send();
+  } catch (error) {
+    if (error.status !== 401 || key === used) throw error;
+    return keyed(send);
+  }
+}
+
 const isAbort = (error) => error?.name === "AbortError";
 // Whether asking again would bring the same.
 export const refused = (error) => error.status >= 400 && error.status < 500 && error.status !== 429;
@@ -37,12 +60,14 @@ async function problem(status, body, header) {
 }
 
 // A Response with a good status, or a Problem is thrown.
-export async function ask(path, { headers = {}, ...options } = {}) {
+export const ask = (path, options) => keyed(() => asked(path, options));
+
+async function asked(path, { headers = {}, ...options } = {}) {
   let answer;
   try {
     answer = await fetch(path, { ...options, headers: { ...keyHeader(), ...headers } });
   } catch (error) {
-    throw isAbort(error) ? error : unreachable();
+    throw isAbort(error) ? error : await unanswered(options.body);
   }
   if (!answer.ok) throw await problem(answer.status, answer, (name) => answer.headers.get(name));
   return answer;
@@ -51,7 +76,9 @@ export async function ask(path, { headers = {}, ...options } = {}) {
 export const json = async (path, options) => (await ask(path, options)).json();
 
 // POST with the upload's progress, which fetch does not tell. -> {blob, header(name)}
-export function post(path, body, { signal, onsent = () => {}, headers = {} } = {}) {
+export const post = (path, body, options) => keyed(() => posted(path, body, options));
+
+function posted(path, body, { signal, onsent = () => {}, headers = {} } = {}) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const stop = () => request.abort();
@@ -69,7 +96,7 @@ export function post(path, body, { signal, onsent = () => {}, headers = {} } = {
       if (request.status >= 200 && request.status < 300) done(resolve, { blob: request.response, header });
       else done(reject, await problem(request.status, request.response, header));
     };
-    request.onerror = () => done(reject, unreachable());
+    request.onerror = async () => done(reject, await unanswered(body));
     request.onabort = () => done(reject, new DOMException("cancelled", "AbortError"));
     if (signal?.aborted) return request.onabort();
     signal?.addEventListener("abort", stop);

@@ -47,7 +47,7 @@ export const text = {
     fit: "Fit",
     fitLabel: "Fit the picture in",
     actual: (percent) => `${percent} %`,
-    actualLabel: "Zoom: show it pixel by pixel",
+    actualLabel: (percent) => `Zoom, ${percent} %: show it pixel by pixel`,
   },
 
   film: {
@@ -146,6 +146,14 @@ export const text = {
       title: "The service cannot be reached",
       detail: "It may have stopped, or the network is down: check that it runs, then try again.",
     },
+    gone: {
+      title: "The file is not there as it was",
+      detail: (name) => `${name} was changed, moved or deleted after it was chosen: choose it again.`,
+    },
+    incomplete: {
+      title: "A part of this page did not load",
+      detail: "Without it no picture can be shown: check the connection, then load the page anew.",
+    },
     zip: { title: "No zip could be made", detail: "Download the pictures one by one." },
   },
 
@@ -165,7 +173,7 @@ export const text = {
       ["+  −", "zoom; the wheel and two fingers too"],
       ["0", "fit the picture in"],
       ["Z", "pixel by pixel"],
-      ["arrows", "move the picture, or the line when that has the focus"],
+      ["arrows", "move the picture or the line, whichever has the focus"],
       ["[  ]", "previous and next picture"],
       ["Enter", "denoise the whole picture"],
       ["?", "these keys"],

@@ -1,6 +1,6 @@
 // The Train part: pictures in, a model out, and all that happens in between, live.
 import { Chart } from "./chart.js";
-import { dropped, facts, h, hide, say, settled, twice } from "./dom.js";
+import { carriesFiles, concealed, dropped, facts, h, hide, say, settled, twice } from "./dom.js";
 import * as pictures from "./pictures.js";
 import { Problem, ask, cancelled, denoise, events, json, post, refused } from "./service.js";
 import { text } from "./strings.js";
@@ -30,12 +30,16 @@ export class Train {
   }
 
   show(id) {
+    const within = [this.home, this.job].find((part) => part.contains(document.activeElement)); // and what has the focus will be hidden
     this.leave();
-    this.tell(null);
+    if (!this.unseen) this.tell(null);
+    this.unseen = false;
+    this.id = id;
     hide(this.home, Boolean(id));
     hide(this.job, !id);
     if (id) this.#open(decodeURIComponent(id));
     else this.look();
+    if (within && within.hidden) (id ? this.title : this.jobs).focus();
   }
 
   // At the models to start from and at the list, where they are seen.
@@ -43,6 +47,11 @@ export class Train {
     if (this.home.hidden || this.element.hidden) return;
     this.#models();
     this.#refresh();
+  }
+
+  // Once there is another key.
+  unlock() {
+    if (this.told?.status === 401 && !this.element.hidden) this.show(this.id);
   }
 
   leave() {
@@ -56,6 +65,7 @@ export class Train {
   // A problem in the service's words, or none.
   async tell(error, again) {
     this.told = error;
+    this.unseen = Boolean(error) && this.element.hidden;
     hide(this.alert, !error);
     if (!error) return;
     this.alert.replaceChildren(h("strong", {}, error.title ?? text.problem.title), h("p", {}, error.detail ?? error.message));
@@ -82,7 +92,8 @@ export class Train {
     const folder = h("input", { type: "file", multiple: true, hidden: true, webkitdirectory: true });
     for (const input of [chooser, folder]) {
       input.addEventListener("change", () => {
-        this.add([...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name })));
+        const files = [...input.files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
+        this.add(input === folder ? files.filter(({ path }) => !concealed(path)) : files);
         input.value = "";
       });
     }
@@ -107,9 +118,10 @@ export class Train {
       chooser,
       folder,
     );
-    window.addEventListener("dragover", (event) => !this.element.hidden && event.preventDefault());
+    const carries = (event) => carriesFiles(event) && !this.element.hidden && !this.home.hidden;
+    window.addEventListener("dragover", (event) => carries(event) && event.preventDefault());
     window.addEventListener("drop", async (event) => {
-      if (this.element.hidden || this.home.hidden) return;
+      if (!carries(event)) return;
       event.preventDefault();
       this.add(await dropped(event.dataTransfer));
     });
@@ -134,7 +146,8 @@ export class Train {
     this.working.style.visibility = "hidden"; // it keeps its place
     this.startButton = h("button", { class: "main" }, words.start);
     this.cancelButton = h("button", { type: "button", hidden: true, onclick: () => this.sending?.abort() }, text.act.cancel);
-    return h(
+    const more = h("details", {}, h("summary", {}, words.more), field("steps", words.steps, this.steps), this.kind);
+    const form = h(
       "form",
       {
         class: "make",
@@ -150,10 +163,12 @@ export class Train {
       field("parent", words.parent, this.parent),
       field("minutes", words.minutes, this.minutes),
       h("p", { class: "check" }, this.activate, h("label", { htmlFor: "activate" }, words.activate)),
-      h("details", {}, h("summary", {}, words.more), field("steps", words.steps, this.steps), this.kind),
+      more,
       h("div", { class: "row" }, this.startButton, this.cancelButton),
       this.working,
     );
+    more.addEventListener("invalid", () => (more.open = true), true); // else the browser could not show which field is wrong, and say nothing
+    return form;
   }
 
   get method() {
@@ -188,7 +203,8 @@ export class Train {
     this.count.textContent = told.join(" · ");
     hide(this.clear, !this.chosen.length);
     hide(this.kind, this.method !== "clean");
-    this.startButton.disabled = !this.chosen.length;
+    for (const input of this.sigmas) input.disabled = this.method !== "clean"; // what is not sent is not held against anyone
+    this.startButton.disabled = !this.chosen.length || Boolean(this.sending);
   }
 
   async #models() {
@@ -231,8 +247,9 @@ export class Train {
       const job = JSON.parse(await blob.text());
       say(words.accepted(job.pictures));
       this.add(null);
-      location.hash = `train/${job.id}`;
+      if (!this.element.hidden && !this.home.hidden) location.hash = `train/${job.id}`; // whoever has gone elsewhere stays there
     } finally {
+      this.sending = null;
       this.working.style.visibility = "hidden";
       this.startButton.disabled = !this.chosen.length;
       hide(this.cancelButton);
@@ -246,8 +263,9 @@ export class Train {
     this.kept = new Map(); // id -> row
     this.pages = 1;
     this.older = h("button", { type: "button", hidden: true, onclick: () => this.#older() }, words.more20);
+    this.jobs = h("h2", { id: "jobs", tabIndex: -1 }, words.jobs);
     this.noJobs = h("p", { class: "note", hidden: true }, words.noJobs);
-    return h("section", { "aria-labelledby": "jobs" }, h("h2", { id: "jobs" }, words.jobs), this.noJobs, this.rows, this.older);
+    return h("section", { "aria-labelledby": "jobs" }, this.jobs, this.noJobs, this.rows, this.older);
   }
 
   // All pages that were opened, while something on them goes on, and after the service was away. The rows stay, and with them the focus.
@@ -314,7 +332,7 @@ export class Train {
   async #open(id) {
     const path = `train/${encodeURIComponent(id)}`;
     const { signal } = (this.stop = new AbortController());
-    this.title = h("h2");
+    this.title = h("h2", { tabIndex: -1 });
     this.lost = h("p", { class: "note", role: "status" });
     this.bar = h("progress", { max: 1, "aria-label": text.progress.label });
     this.time = h("p", { class: "note" });
@@ -476,9 +494,10 @@ export class Train {
     const { models, chosen } = await json("models");
     const other = chosen === model ? models.find(({ name }) => name === model)?.parent ?? "auto" : chosen;
     const { signal } = this.stop;
-    const blobs = [];
-    for (const name of [other, model]) blobs.push((await denoise(file, { model: name, format: "png" }, { signal })).blob);
-    const [before, after] = await Promise.all(blobs.map((blob) => pictures.open(blob)));
+    const [before, after] = await this.#denoised(file, [other, model], signal).catch((error) => {
+      hide(this.compared);
+      throw error;
+    });
     this.opened.push(before, after);
     this.viewer = new Viewer({ onmove() {}, onview() {}, onzoom() {}, names: [words.current(other), model] });
     this.compared.replaceChildren(this.viewer.element);
@@ -487,6 +506,12 @@ export class Train {
       this.viewer.setAfter(after);
       this.viewer.element.focus();
     });
+  }
+
+  async #denoised(file, models, signal) {
+    const blobs = [];
+    for (const model of models) blobs.push((await denoise(file, { model, format: "png" }, { signal })).blob);
+    return Promise.all(blobs.map((blob) => pictures.open(blob)));
   }
 
   async #sample(path, signal) {

@@ -32,7 +32,7 @@ export class Viewer {
     this.tags = [h("span", { class: "tag left" }, names[0]), h("span", { class: "tag right" }, names[1])];
     this.element = h(
       "div",
-      { class: "stage", role: "group", tabIndex: 0, "aria-label": text.viewer.label, onkeydown: (event) => this.#key(event) },
+      { class: "stage", role: "group", tabIndex: 0, "aria-label": text.viewer.label, onkeydown: (event) => event.target === this.element && this.key(event) && event.preventDefault() },
       this.canvas,
       ...this.tags,
       this.handle,
@@ -171,8 +171,9 @@ export class Viewer {
     this.draw();
   }
 
-  #key(event) {
-    if (event.target !== this.element || event.ctrlKey || event.metaKey || event.altKey) return;
+  // Whether it means something here; then it is done.
+  key(event) {
+    if (!this.before || event.ctrlKey || event.metaKey || event.altKey) return false;
     const [w, h] = [this.canvas.width * STEP, this.canvas.height * STEP];
     const act = {
       ArrowLeft: () => this.pan(-w, 0),
@@ -184,10 +185,10 @@ export class Viewer {
       "-": () => this.zoom(Math.SQRT1_2),
       0: () => this.fit(),
       z: () => this.actual(),
+      Z: () => this.actual(),
     }[event.key];
-    if (!act) return;
-    event.preventDefault();
-    act();
+    act?.();
+    return Boolean(act);
   }
 
   #wheel(event) {

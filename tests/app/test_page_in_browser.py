@@ -2,12 +2,13 @@
 
 import base64
 import json
+import os
 import re
 import shlex
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import cast
@@ -117,6 +118,29 @@ def farthest(a: Image.Image, b: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(a, b.convert("RGB")).getextrema())
 
 
+class Held:
+    """Requests that wait until they are let go; those that come after go on by themselves."""
+
+    def __init__(self, page: Page, url: str | Callable[[str], bool]) -> None:
+        self.routes: list[Route] = []
+        self._page, self._open = page, False
+        page.route(url, self._take)
+
+    def _take(self, route: Route) -> None:
+        if self._open:
+            route.continue_()
+        else:
+            self.routes.append(route)
+
+    def wait(self, count: int = 1) -> None:
+        wait_for(lambda: self._page.evaluate("1") and len(self.routes) >= count, "what is asked for")
+
+    def let_go(self) -> None:
+        self._open = True
+        for route in self.routes:
+            route.continue_()
+
+
 # Ways in
 
 
@@ -205,6 +229,59 @@ def test_without_any_script_a_form_still_denoises(open_tab: Tabs, service: Servi
     button(page, "Denoise").click()
     page.wait_for_url(f"{service.address}/denoise")
     assert page.locator("img").count() == 1
+
+
+def test_a_file_that_no_part_takes_does_not_take_the_pages_place(page: Page, service: Service, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(CAT)
+    page.evaluate("""() => {
+      window.taken = [];
+      for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => taken.push(event.defaultPrevented));
+    }""")
+    for part in ("models", "train/nowhere"):
+        page.goto(f"{service.address}/#{part}")
+        expect(page.locator(".sheet:visible")).to_have_count(1)
+        page.evaluate("() => { taken.length = 0; }")
+        drop(page, "main", tmp_path / "cat.png")
+        wait_for(lambda: page.evaluate("() => taken.length"), "the drop")
+        assert page.evaluate("() => taken.every(Boolean)")
+        assert len(page.context.pages) == 1
+    page.get_by_role("link", name="Denoise").click()
+    drop(page, "main", tmp_path / "cat.png")
+    previewed(page)
+
+
+@pytest.mark.parametrize("script", ["", "throw new Error('at its start');"])
+def test_where_no_worker_starts_the_page_does_without(page: Page, service: Service, script: str) -> None:
+    answer = {"body": script, "content_type": "text/javascript"} if script else {"status": 404}
+    page.route("**/pictures.worker.js", lambda route: route.fulfill(**answer))  # type: ignore[arg-type]
+    page.reload()
+    choose(page, ("cat.png", CAT), ("dog.tif", encoded(decoded(DOG), "tiff")))
+    previewed(page)
+    wait_for(lambda: all(drawn(page)), "the thumbnails")
+    button(page, "Denoise all 2").click()
+    expect(frames(page, "done")).to_have_count(2)
+    page.keyboard.press("3")
+    assert farthest(picture(page), decoded(service.denoise(CAT))) == 0
+    page.keyboard.press("4")
+    shown(page)
+    page.keyboard.press("]")
+    page.keyboard.press("1")
+    expect(hint(page)).to_be_hidden()
+    wait_for(lambda: farthest(picture(page), decoded(DOG)) == 0, "the other picture")
+    with page.expect_download() as download:
+        button(page, "All as zip (2)").click()
+    with zipfile.ZipFile(download.value.path()) as packed:
+        assert packed.testzip() is None
+
+
+def test_a_page_that_came_without_a_part_says_so(page: Page) -> None:
+    page.route(re.compile(r"/(pictures\.worker|pixels)\.js$"), lambda route: route.fulfill(status=404))
+    page.reload()
+    asked: list[str] = []
+    page.on("request", lambda request: "/denoise" in request.url and asked.append(request.url))
+    choose(page, ("cat.png", CAT))
+    expect(page.get_by_role("alert")).to_contain_text("A part of this page did not load")
+    assert asked == []  # the service cannot help
 
 
 # Looking
@@ -325,6 +402,23 @@ def test_a_picture_larger_than_the_window_opens_on_its_noisiest_flat_patch(page:
     expect(page.locator(".percent")).to_have_text("100 %")
 
 
+def test_the_keys_for_zoom_act_wherever_nothing_is_typed_and_their_button_says_how_large_it_is(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    assert page.evaluate("() => document.activeElement === document.body")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    expect(button(page, "Zoom, 200 %: show it pixel by pixel")).to_be_visible()
+    page.get_by_label("Strength", exact=True).first.focus()
+    page.keyboard.press("-")
+    expect(page.locator(".percent")).to_have_text("141 %")
+    page.keyboard.press("z")
+    expect(page.locator(".percent")).to_have_text("100 %")
+    page.locator(".stage").focus()
+    page.keyboard.press("+")
+    expect(page.locator(".percent")).to_have_text("141 %")  # once, not by the stage and by the page
+
+
 def test_two_fingers_zoom_and_one_moves(open_tab: Tabs, service: Service) -> None:
     page = open_tab(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     page.goto(service.address)
@@ -362,10 +456,10 @@ def test_the_noise_level_is_measured_shown_and_edited(page: Page) -> None:
     number.fill("40")
     number.press("Enter")
     expect(page.get_by_label("Measure it")).not_to_be_checked()
-    assert "sigma=40" in page.url
+    expect(page).to_have_url(re.compile("sigma=40"))
     previewed(page)
     page.get_by_label("Measure it").check()
-    assert "sigma" not in page.url
+    expect(page).not_to_have_url(re.compile("sigma"))
     expect(number).to_have_value(str(measured))
 
 
@@ -382,7 +476,53 @@ def test_moving_a_slider_previews_the_part_that_is_seen(page: Page, service: Ser
     wait_for(lambda: farthest(picture(page), decoded(service.denoise(CAT, strength=2))) <= 1, "the preview")
     button(page, "Gentle").click()
     expect(button(page, "Gentle")).to_have_attribute("aria-pressed", "true")
-    assert "strength=0.6" in page.url
+    expect(page).to_have_url(re.compile("strength=0.6"))
+
+
+def test_the_address_changes_once_a_slider_rests(page: Page) -> None:
+    """Browsers refuse an address that changes more often than about ten times a second: Safari by an error, Chromium in silence."""
+    page.evaluate("""() => {
+      window.changes = 0;
+      const replace = history.replaceState;
+      history.replaceState = function (...given) { window.changes++; return replace.apply(this, given); };
+      const slider = document.querySelector("#strength");
+      for (let i = 0; i <= 300; i++) { slider.value = i / 200; slider.dispatchEvent(new Event("input")); }
+    }""")
+    expect(page).to_have_url(re.compile(r"strength=1\.5$"))
+    assert page.evaluate("() => window.changes") == 1
+
+
+def test_an_address_that_names_what_every_object_has_chooses_nothing(page: Page, service: Service) -> None:
+    page.goto(f"{service.address}/?metadata=toString&format=constructor#constructor")
+    expect(page.locator(".desk")).to_be_visible()
+    expect(page.get_by_label("Metadata")).to_have_value("keep")
+    expect(page.get_by_label("Format")).to_have_value("")
+
+
+def test_a_number_that_is_being_typed_stays_when_an_answer_comes(page: Page) -> None:
+    previews = Held(page, "**/denoise?*")
+    choose(page, ("cat.png", CAT))
+    previews.wait()
+    number = page.get_by_label("Noise level, σ in 8-bit steps")
+    number.click()
+    page.keyboard.type("4")
+    previews.let_go()
+    previewed(page)
+    expect(number).to_have_value("4")
+    page.keyboard.type("0")
+    number.press("Enter")
+    expect(page).to_have_url(re.compile("sigma=40"))
+
+
+def test_a_level_that_was_set_by_hand_is_never_called_measured(page: Page, service: Service) -> None:
+    page.goto(f"{service.address}/?sigma=40")
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    held = Held(page, "**/denoise?*")
+    page.get_by_label("Measure it").check()
+    expect(page.locator("#auto-word")).to_have_text("in each picture")
+    expect(page.get_by_label("Noise level, σ in 8-bit steps")).to_have_value("")
+    held.let_go()
 
 
 def test_the_file_is_sent_once_for_many_previews_and_again_when_the_service_has_let_go_of_it(page: Page, service: Service) -> None:
@@ -546,6 +686,34 @@ def test_a_picture_that_could_not_be_shown_is_asked_for_again_when_it_is_chosen(
     wait_for(lambda: drawn(page) == [True, False, True], "its thumbnail")
 
 
+WAITING = """
+window.asked = [];
+window.thumbnails = new Set(); // that are being made
+window.Worker = class extends Worker {
+  constructor(...given) {
+    super(...given);
+    this.addEventListener("message", ({data}) => thumbnails.delete(data.call));
+  }
+  postMessage(message, ...more) {
+    asked.push(message.name);
+    if (message.name === "thumbnail") thumbnails.add(message.call);
+    window.most = Math.max(window.most ?? 0, thumbnails.size);
+    super.postMessage(message, ...more);
+  }
+};
+"""
+
+
+def test_the_picture_that_is_looked_at_does_not_wait_for_the_thumbnails_of_all(page: Page) -> None:
+    page.add_init_script(WAITING)
+    page.reload()
+    choose(page, *[(f"{seed}.png", noisy(seed=seed)) for seed in range(6)])
+    previewed(page)
+    wait_for(lambda: all(drawn(page)), "the thumbnails")
+    assert page.evaluate("() => asked[0]") == "open"
+    assert page.evaluate("() => most") == 1
+
+
 KEPT = """
 window.kept = 0; // pictures that the worker holds
 const post = Worker.prototype.postMessage;
@@ -609,6 +777,66 @@ def test_a_busy_service_is_asked_again_and_a_cancelled_picture_is_given_up(page:
     previewed(page)
 
 
+def test_a_picture_that_waits_for_others_is_given_up_at_once(page: Page) -> None:
+    whole_ones = Held(page, lambda url: "/denoise?" in url and "crop=" not in url)
+    choose(page, *[(f"{seed}.png", noisy(seed=seed)) for seed in range(4)])
+    previewed(page)
+    button(page, "Denoise all 4").click()
+    expect(frames(page, "waiting")).to_have_count(2)
+    page.locator(".frame").nth(3).click()
+    button(page, "Cancel").click()
+    expect(frames(page, "ready")).to_have_count(1)
+    button(page, "Denoise whole picture").click()  # and is third in a queue of its own
+    whole_ones.wait(3)
+    whole_ones.let_go()
+    expect(frames(page, "done")).to_have_count(4)
+
+
+def test_a_key_that_is_held_down_denoises_once(page: Page) -> None:
+    choose(page, ("cat.png", CAT))
+    previewed(page)
+    held = Held(page, "**/denoise?*")
+    page.keyboard.down("Enter")
+    page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    expect(button(page, "Cancel")).to_be_visible()
+    held.let_go()
+
+
+def test_a_file_that_was_changed_after_it_was_chosen_is_told(browser: Browser, service: Service, tmp_path: Path) -> None:
+    context = browser.new_context()  # of its own: the console names what this is about as an error
+    try:
+        page = context.new_page()
+        page.goto(service.address)
+        files = [tmp_path / "cat.png", tmp_path / "dog.png"]
+        for file in files:
+            file.write_bytes(CAT)
+        page.locator(".desk input[type=file]:not([capture])").set_input_files(files)
+        previewed(page)
+        wait_for(lambda: all(drawn(page)), "the thumbnails")
+        files[1].write_bytes(DOG)
+        os.utime(files[1], (1, 1))
+        button(page, "Denoise all 2").click()
+        expect(frames(page, "failed")).to_have_count(1)
+        page.locator(".frame").nth(1).click()
+        expect(page.get_by_role("alert")).to_contain_text("dog.png was changed, moved or deleted after it was chosen")
+    finally:
+        context.close()
+
+
+def test_a_problem_is_read_out_once(page: Page) -> None:
+    choose(page, ("words.txt", b"no picture"))
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.locator(".frame .state")).to_have_text("failed")
+    page.evaluate("""() => {
+      window.told = 0;
+      new MutationObserver((all) => { told += all.length; }).observe(document.querySelector(".over .problem"), {childList: true});
+    }""")
+    page.get_by_label("Strength", exact=True).first.fill("0.4")
+    button(page, "Strong").click()
+    assert page.evaluate("() => told") == 0
+
+
 def test_a_service_that_is_gone_is_told_in_words(page: Page, service: Service) -> None:
     choose(page, ("cat.png", CAT))
     previewed(page)
@@ -655,6 +883,82 @@ def test_every_picture_that_waits_for_a_key_goes_on_once_it_is_given(browser: Br
         previewed(page)
         expect(frames(page, "ready")).to_have_count(3)
         wait_for(lambda: all(drawn(page)), "the thumbnails")
+
+
+@contextmanager
+def locked(browser: Browser, folder: Path) -> Iterator[Page]:
+    """A page of a service that asks for a key."""
+    app = create_app(Settings(train_dir=folder, device="cpu", api_keys=f"{SECRET}:denoise+train"))
+    with served(app) as address, tabs(browser, address) as open_tab:
+        page = open_tab()
+        page.goto(address)
+        yield page
+
+
+def give(page: Page, key: str) -> None:
+    """By the button, unasked."""
+    button(page, "API key").click()
+    page.get_by_label("Key", exact=True).fill(key)
+    button(page, "Use it").click()
+
+
+@pytest.mark.parametrize("key", [SECRET, "a-key-that-nobody-knows"])
+def test_what_was_refused_before_there_was_a_key_is_asked_again_with_it(browser: Browser, tmp_path: Path, key: str) -> None:
+    with locked(browser, tmp_path) as page:
+        early = Held(page, "**/denoise?*")
+        choose(page, ("cat.png", CAT))
+        early.wait()
+        give(page, key)
+        early.let_go()
+        if key == SECRET:
+            previewed(page)
+            expect(page.get_by_role("dialog")).to_be_hidden()
+        else:
+            expect(page.get_by_role("dialog", name="API key")).to_contain_text("The service did not take this key.")
+
+
+def test_models_that_were_refused_before_there_was_a_key_are_asked_for_again_with_it(browser: Browser, tmp_path: Path) -> None:
+    with locked(browser, tmp_path) as page:
+        early = Held(page, "**/models")
+        page.get_by_role("link", name="Models").click()
+        early.wait()
+        give(page, SECRET)
+        early.let_go()
+        expect(page.locator(".models > li")).not_to_have_count(0)
+        expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_a_key_that_is_given_later_opens_what_was_refused(browser: Browser, tmp_path: Path) -> None:
+    with locked(browser, tmp_path) as page:
+        choose(page, ("cat.png", CAT), ("dog.tif", encoded(decoded(DOG), "tiff")))
+        expect(frames(page, "failed")).to_have_count(2)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        page.get_by_role("link", name="Models").click()
+        expect(page.get_by_role("dialog", name="API key")).to_be_visible()
+        page.keyboard.press("Escape")
+        give(page, SECRET)
+        expect(page.locator(".models > li")).not_to_have_count(0)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        page.get_by_role("link", name="Denoise").click()
+        previewed(page)
+        expect(frames(page, "ready")).to_have_count(2)
+
+
+def test_a_dialog_closes_by_a_press_outside_and_by_none_that_began_inside(page: Page) -> None:
+    button(page, "API key").click()
+    dialog = page.get_by_role("dialog", name="API key")
+    box = dialog.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 4, box["y"] + box["height"] - 4)  # its rim
+    page.get_by_label("Key", exact=True).fill("a-key")
+    page.get_by_label("Key", exact=True).hover()
+    page.mouse.down()
+    page.mouse.move(4, 4)  # as who selects it all
+    page.mouse.up()
+    expect(dialog).to_be_visible()
+    page.mouse.click(4, 4)
+    expect(dialog).to_be_hidden()
 
 
 def test_train_and_its_models_are_there_once_a_key_is_given(browser: Browser, tmp_path: Path) -> None:
@@ -790,6 +1094,18 @@ def test_the_list_of_trainings_comes_back_after_the_service_was_away(page: Page,
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_the_focus_goes_with_whoever_follows_a_training_and_comes_back(page: Page, service: Service) -> None:
+    Jobs(page)
+    page.goto(f"{service.address}/#train")
+    statuses(page, "done", "done")
+    page.locator(".jobs a").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".job h2")).to_be_focused()
+    page.get_by_role("link", name="All trainings").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Trainings")).to_be_focused()
+
+
 def test_a_weights_file_that_was_refused_can_be_chosen_again(page: Page, service: Service) -> None:
     page.goto(f"{service.address}/#models")
     chooser = page.locator(".sheet input[accept='.safetensors']")
@@ -824,6 +1140,15 @@ def test_everybody_can_use_it_in_any_theme_and_size(open_tab: Tabs, service: Ser
     accessible(page)
     page.keyboard.press("Escape")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= size[0]
+
+
+def test_the_first_words_hide_no_setting_at_four_times_the_size(open_tab: Tabs, service: Service) -> None:
+    page = open_tab(viewport={"width": 320, "height": 256})
+    page.goto(service.address)
+    words, panel = page.locator(".empty").bounding_box(), page.locator(".panel").bounding_box()
+    assert words is not None
+    assert panel is not None
+    assert words["y"] + words["height"] <= panel["y"]
 
 
 def test_a_keyboard_is_enough(page: Page) -> None:

@@ -104,14 +104,17 @@ def test_a_model_is_trained_compared_used_and_put_back(page: Page, address: str)
     assert download.value.suggested_filename == "my-camera.safetensors"
     weights = Path(download.value.path()).read_bytes()
     assert weights == httpx.get(f"{address}/models/my-camera/weights").content
-    button(page, "Use it: my-camera").click()
+    button(page, "Use it: my-camera").focus()
+    page.keyboard.press("Enter")
     expect(mine).to_contain_text("in use")
+    expect(mine.get_by_role("heading", name="my-camera")).to_be_focused()  # what was pressed is gone
     button(page, "Let the picture decide again").click()
     expect(page.locator(".pill:visible")).to_have_count(0)
     assert default() == "auto"
     mine.get_by_role("button", name="Delete").click()
     mine.get_by_role("button", name="Delete for good?").click()
     expect(models).to_have_count(1)
+    expect(page.get_by_role("heading", name="Models")).to_be_focused()
     page.locator(".sheet input[accept='.safetensors']").set_input_files(
         {"name": "brought.safetensors", "mimeType": "application/octet-stream", "buffer": weights}
     )
@@ -220,6 +223,69 @@ JOB = {
     "loss": None, "psnr": None, "seconds_trained": 0.0, "seconds_left": None, "reason": None, "note": None, "quality": None,
     "activated": False, "sample": None,
 }  # fmt: skip
+
+
+def test_what_a_system_keeps_in_a_folder_for_itself_is_left_out(page: Page, tmp_path: Path) -> None:
+    for name in (".DS_Store", "deep/.thumbnails/a.png", "a.png", "deep/b.png"):
+        path = tmp_path / "camera" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PICTURES[0][1])
+    page.locator(".make input[webkitdirectory]").set_input_files(tmp_path / "camera")
+    expect(page.locator(".dropzone")).to_contain_text("2 pictures,")
+
+
+def test_a_field_that_is_out_of_sight_is_shown_where_it_is_wrong_and_not_minded_where_it_is_not_asked_for(page: Page) -> None:
+    choose(page, *PICTURES)
+    sent: list[str] = []
+    page.on("request", lambda request: request.method == "POST" and sent.append(request.url))
+    page.get_by_label("Clean pictures").check()
+    more = page.locator(".make details")
+    more.locator("summary").click()
+    page.get_by_label("Steps", exact=True).fill("0")
+    page.get_by_label("Least σ").fill("")
+    more.locator("summary").click()
+    button(page, "Start training").click()
+    expect(page.get_by_label("Steps", exact=True)).to_be_focused()
+    expect(page.get_by_label("Steps", exact=True)).to_be_visible()
+    assert sent == []
+    page.get_by_label("Steps", exact=True).fill("")
+    page.get_by_label("Noisy pictures").check()  # which have no σ
+    page.route("**/train", lambda route: route.fulfill(status=422, json={"title": "Played", "detail": "It was sent."}))
+    button(page, "Start training").click()
+    expect(page.get_by_role("alert")).to_contain_text("It was sent.")
+
+
+def test_whoever_goes_elsewhere_while_pictures_are_sent_stays_there_and_finds_what_came_of_it(page: Page) -> None:
+    sendings: list[Route] = []
+    page.route("**/train", lambda route: sendings.append(route))
+    page.route("**/train/a1*", lambda route: route.fulfill(json=JOB))
+    answers = [{"status": 422, "json": {"title": "Played", "detail": "No such luck."}}, {"status": 202, "json": JOB}]
+    for number, answer in enumerate(answers):
+        choose(page, *PICTURES)
+        button(page, "Start training").click()
+        choose(page, *PICTURES)
+        expect(button(page, "Start training")).to_be_disabled()  # not twice at once
+        wait_for(lambda number=number: page.evaluate("1") and len(sendings) > number, "the pictures to be sent")
+        page.get_by_role("link", name="Denoise").click()
+        with page.expect_response("**/train"):
+            sendings[number].fulfill(**answer)  # type: ignore[arg-type]
+        expect(page.locator(".sending")).to_have_css("visibility", "hidden")
+        expect(page.locator(".empty")).to_be_visible()
+        page.get_by_role("link", name="Train").click()
+        if answer["status"] == 422:
+            expect(page.get_by_role("alert")).to_contain_text("No such luck.")
+        else:
+            expect(page.get_by_role("alert")).to_be_hidden()
+            expect(page.locator(".dropzone")).to_contain_text("Nothing chosen yet")
+
+
+def test_a_picture_that_cannot_be_compared_leaves_nothing_that_looks_like_work(page: Page, address: str) -> None:
+    page.route("**/train/a1", lambda route: route.fulfill(json=JOB | {"status": "done", "model": "same", "parent": None}))
+    page.route("**/train/a1/events", lambda route: route.fulfill(status=204))
+    page.goto(f"{address}/#train/a1")
+    page.locator(".outcome input[type=file]").set_input_files({"name": "words.txt", "mimeType": "text/plain", "buffer": b"no picture"})
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_text("Denoising with both")).to_be_hidden()
 
 
 def test_a_lost_connection_is_taken_up_where_it_broke_off(page: Page, address: str) -> None:
