@@ -1,16 +1,18 @@
-"""Puts still pictures, each encoded by itself, together into one animated file: GIF, PNG or WebP. Decodes no pixel.
+"""Puts still pictures, each encoded by itself, together into one animated file, GIF, PNG or WebP, and takes such a PNG apart.
 
-Every frame covers the whole canvas and stands by itself, so that one after the other can be written and forgotten.
+Every frame that is put there covers the whole canvas and stands by itself, so that one after the other can be written and forgotten.
+Decodes no pixel.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from core.metadata import png_chunk
 
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 MAX_DELAY = 65_535  # of what a format counts in
 
 
@@ -93,11 +95,57 @@ class Png:
         self._number += 1
 
 
-def _png_chunks(still: bytes) -> Iterator[tuple[bytes, bytes]]:
+class Part(NamedTuple):
+    """A frame as an animated PNG has it: a PNG of its own, where it lies on the canvas, and how."""
+
+    still: bytes
+    left: int
+    top: int
+    milliseconds: int
+    over: bool  # what is seen through it, rather than in its place
+    cleared: bool  # when it has been shown
+    undone: bool
+
+
+def png_parts(file: bytes | memoryview) -> Iterator[Part]:
+    """Every frame, each as it is asked for. ValueError for one that leads out of the canvas or that is out of order."""
+    chunks = _png_chunks(file)
+    head, number = dict[bytes, bytes](), 0
+    control, data = b"", list[bytes]()
+    for kind, body in chunks:
+        if kind in (b"IHDR", b"PLTE", b"tRNS"):
+            head[kind] = body
+        if kind in (b"fcTL", b"fdAT"):
+            if int.from_bytes(body[:4], "big") != number:
+                raise ValueError("the parts of its frames are not in order")
+            number += 1
+        if kind in (b"fcTL", b"IEND"):
+            if control:
+                yield _part(head, control, data)
+            control, data = body, []
+        if kind in (b"IDAT", b"fdAT"):
+            data.append(body[4:] if kind == b"fdAT" else body)
+
+
+def png_plays(file: bytes | memoryview) -> int:
+    """How many times it is shown, 0 for ever."""
+    return next(int.from_bytes(body[4:8], "big") for kind, body in _png_chunks(file) if kind == b"acTL")
+
+
+def _part(head: dict[bytes, bytes], control: bytes, data: list[bytes]) -> Part:
+    _, width, height, left, top, delay, unit, disposal, blend = struct.unpack(">IIIIIHHBB", control)
+    if left + width > int.from_bytes(head[b"IHDR"][:4], "big") or top + height > int.from_bytes(head[b"IHDR"][4:8], "big"):
+        raise ValueError("a frame leads out of the canvas")
+    own = head | {b"IHDR": struct.pack(">II", width, height) + head[b"IHDR"][8:], b"IDAT": b"".join(data), b"IEND": b""}
+    still = PNG_HEAD + b"".join(png_chunk(kind, body) for kind, body in own.items())
+    return Part(still, left, top, round(1000 * delay / (unit or 100)), blend == 1, disposal == 1, disposal == 2)
+
+
+def _png_chunks(still: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:
     at = 8
     while at < len(still):
         length, kind = struct.unpack_from(">I4s", still, at)
-        yield kind, still[at + 8 : at + 8 + length]
+        yield kind, bytes(still[at + 8 : at + 8 + length])
         at += 12 + length
 
 

@@ -1,4 +1,4 @@
-"""Puts AVIF stills, each encoded by itself, together as the cells of one picture, a grid. Decodes no pixel.
+"""Puts AVIF stills, each encoded by itself, together as the cells of one picture, a grid, and tells how one is coded. Decodes no pixel.
 
 So an encoder that takes 29 bytes of memory a pixel holds a cell at a time, whatever the picture's size. Refuses what no encoder of ours
 writes: `AvifError`. Sources: ISO base media file format (ISO/IEC 14496-12) 8.11, the boxes of items; HEIF (ISO/IEC 23008-12) 6.6.2.3,
@@ -7,13 +7,16 @@ grids, and annex A, metadata; MIAF (ISO/IEC 23000-22) 7.3.11.4, how cells must b
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from core.decoding import Samples
+Samples = NDArray[Any]
+"""(H, W, C) uint8."""
 
 MAX_STILL_PIXELS = 4 << 20
 """A larger picture is better a grid."""
@@ -21,6 +24,7 @@ CELL_SIDE = 1024
 MIN_CELL_SIDE = 64
 
 ALPHA = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
+CONFIGURATION = re.compile(rb"av1C..(.)", re.DOTALL)  # AV1's, among whose bits are monochrome, 0x10, and high_bitdepth, 0x40
 HIDDEN = 1  # flag of an item that is not shown by itself
 ESSENTIAL = 0x80  # of a property without which no reader may show the item
 LIMIT_BYTES = 2**32  # offsets have 32 bits
@@ -78,19 +82,72 @@ def still(file: bytes) -> Still:
     return Still(_stretch(file, meta[b"iloc"], item), tuple(_box(kind, body) for kind, body in properties if kind != b"ispe"))
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 0
+class Coding(NamedTuple):
+    """How the picture is coded that a file shows."""
+
+    grey: bool  # whatever is said of its transparency
+    eight_bits: bool
+
+
+def coding(file: memoryview) -> Coding:
+    """By what the decoder is told of the picture's item, or of a grid's cells, or else first of all."""
+    told = _told(file) or [found[1][0] for found in [CONFIGURATION.search(file)] if found]
+    return Coding(bool(told) and all(each & 0x10 for each in told), not any(each & 0x40 for each in told))
+
+
+def _told(file: memoryview) -> list[int]:
+    """The third byte of what the decoder is told, see `CONFIGURATION`; nothing of a file that tells no picture's item."""
+    meta = next((body[4:] for kind, body in _boxes(file) if kind == b"meta"), memoryview(b""))
+    inside = dict(_boxes(meta))
+    if b"pitm" not in inside or b"iprp" not in inside:
+        return []
+    (item,) = struct.unpack_from(">I" if inside[b"pitm"][0] else ">H", inside[b"pitm"], 4)
+    shown = {item, *_referred(inside[b"iref"], b"dimg", item)} if b"iref" in inside else {item}
+    described = dict(_boxes(inside[b"iprp"]))
+    properties = list(_boxes(described[b"ipco"]))
+    numbers = (number for each, number in _associations(described[b"ipma"]) if each in shown and 0 < number <= len(properties))
+    return [body[2] for kind, body in (properties[number - 1] for number in numbers) if kind == b"av1C"]
+
+
+def _referred(references: memoryview, kind: bytes, item: int) -> list[int]:
+    """The items that one refers to."""
+    letter = "I" if references[0] else "H"
+    for found, body in _boxes(references[4:]):
+        number, count = struct.unpack_from(f">{letter}H", body)
+        if (found, number) == (kind, item):
+            return list(struct.unpack_from(f">{count}{letter}", body, struct.calcsize(f">{letter}H")))
+    return []
+
+
+def _associations(box: memoryview) -> Iterator[tuple[int, int]]:
+    """(item, number of a property, counted from 1)."""
+    letter, wide = "I" if box[0] else "H", box[3] & 1
+    at = 8
+    for _ in range(int.from_bytes(box[4:8], "big")):
+        item, count = struct.unpack_from(f">{letter}B", box, at)
+        at += struct.calcsize(f">{letter}B")
+        for number in struct.unpack_from(f">{count}{'H' if wide else 'B'}", box, at):
+            yield item, number & (0x7FFF if wide else 0x7F)  # above it is whether it is essential
+        at += count << wide
+
+
+def _boxes(file: bytes | memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    data, at = memoryview(file), 0
     while at < len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
-        if not 8 <= size <= len(data) - at:
+        head = 8
+        if size == 1:
+            head, size = 16, int.from_bytes(data[at + 8 : at + 16], "big")
+        size = size or len(data) - at  # the last one may not tell
+        if not head <= size <= len(data) - at:
             raise AvifError(f"a box of {size} bytes leads out of the file")
-        yield kind, data[at + 8 : at + size]
+        yield kind, data[at + head : at + size]
         at += size
 
 
-def _stretch(file: bytes, places: bytes, item: int) -> bytes:
+def _stretch(file: bytes, places: memoryview, item: int) -> bytes:
     """The bytes of an item, by the box `iloc`."""
-    if places[:6] != b"\0\0\0\0\x44\0":  # version 0, offsets and lengths of 4 bytes, none of them from a base
+    if bytes(places[:6]) != b"\0\0\0\0\x44\0":  # version 0, offsets and lengths of 4 bytes, none of them from a base
         raise AvifError("a cell's places are of a rare kind")
     (count,) = struct.unpack_from(">H", places, 6)
     at = 8
@@ -204,7 +261,7 @@ def _size(width: int, height: int) -> bytes:
     return _full(b"ispe", struct.pack(">II", width, height))
 
 
-def _box(kind: bytes, *parts: bytes) -> bytes:
+def _box(kind: bytes, *parts: bytes | memoryview) -> bytes:
     return struct.pack(">I4s", 8 + sum(map(len, parts)), kind) + b"".join(parts)
 
 

@@ -32,11 +32,10 @@ from PIL import Image, ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from core import animation, avif, tiff
 from core import metadata as blocks
-from core import tiff
 from core.metadata import Metadata
 from core.vips import pyvips
 
@@ -48,6 +47,7 @@ GoOn = Callable[[], None]
 """Asked between strips and frames; whatever it raises ends the decoding."""
 
 SEGMENT = re.compile(rb"\xff[^\0\x01\xff\xd0-\xd8]")  # a JPEG marker that a length follows, or the last one
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame, by how it is coded
 HARMLESS = re.compile(r"unable to .*\n(\s*VipsJpeg: Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9\n)+")
 """What libjpeg warns of behind the last scan, and has lost nothing by: the whole text, for it may be said with worse."""
 JFIF_REVISED = re.compile(rb"JFIF\0[^\1].{8}", re.DOTALL)  # of a revision that there is not
@@ -311,7 +311,7 @@ def _one(format: str, image: pyvips.Image, limits: Limits, frames: Callable[[GoO
 
 def _upright(metadata: Metadata) -> tuple[int, Metadata]:
     orientation, exif = blocks.upright(metadata.checked(False).exif)
-    return orientation, dataclasses.replace(metadata.turned(orientation), exif=exif if exif is not None else metadata.exif)
+    return orientation, dataclasses.replace(metadata, exif=exif if exif is not None else metadata.exif).turned(orientation)
 
 
 def open_png(data: Data, limits: Limits) -> Opened:
@@ -321,7 +321,7 @@ def open_png(data: Data, limits: Limits) -> Opened:
     if count > 1:
         if clean[24] == 16:
             raise ImageError("the picture is animated and has 16 bits; animations are read with 8: save it so, or its frames one by one")
-        return _by_pillow("png", _files(clean), PngImageFile, limits, found.metadata())
+        return _animated_png(clean, found.metadata(), count, limits)
 
     def image() -> pyvips.Image:
         return _loaded(pyvips.Image.pngload_source, clean, fail_on="error")
@@ -330,6 +330,57 @@ def open_png(data: Data, limits: Limits) -> Opened:
         yield _by_vips(image(), clean, *_upright(found.metadata()), limits)
 
     return _one("png", image(), limits, frames)
+
+
+def _animated_png(clean: memoryview, said: Metadata, count: int, limits: Limits) -> Opened:
+    """Frames as a reader shows them, one laid over the other: Pillow lays what is half transparent wrongly, and never undoes that."""
+    width, height = struct.unpack_from(">II", clean, 16)
+    _check_frames(count, count * width * height, limits)
+    orientation, metadata = _upright(said)
+
+    def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
+        canvas, parts = np.zeros((height, width, 4), np.uint8), animation.png_parts(clean)
+        for _ in range(count):
+            look = _timed(limits, lambda _: go_on())
+            part = next(parts)
+            image = _loaded(pyvips.Image.pngload_source, part.still, fail_on="error")
+            place = canvas[part.top : part.top + image.height, part.left : part.left + image.width]
+            before = place.copy() if part.undone else None
+            for top, strip in _vips_strips(image, "uint8"):
+                look(top)
+                _lay(strip, place[top : top + len(strip)], part.over)
+            chosen = [0] if image.bands < 3 else [0, 1, 2]
+            if image.bands in (2, 4) or canvas[..., 3].min() < 255:
+                chosen.append(3)
+            yield _frame(
+                (width, height), len(chosen), "uint8", orientation, metadata, functools.partial(_canvas_strips, canvas, chosen), limits,
+                milliseconds=part.milliseconds,
+            )  # fmt: skip
+            if part.cleared or before is not None:
+                place[:] = 0 if before is None else before
+
+    return Opened("png", count, width, height, count * width * height, frames, animation.png_plays(clean))
+
+
+def _lay(strip: Samples, place: Samples, over: bool) -> None:
+    """(H, W, 1 to 4) uint8 onto (H, W, 4): instead of what is there, or `over` it. Source: Porter and Duff, Compositing Digital Images."""
+    C = strip.shape[-1]
+    colours, alpha = strip[..., : 1 if C < 3 else 3], strip[..., -1:] if C in (2, 4) else np.full_like(strip[..., -1:], 255)
+    if not over:
+        place[..., :3], place[..., 3:] = colours, alpha
+        return
+    above = alpha / np.float32(255)
+    below = place[..., 3:] / np.float32(255) * (1 - above)
+    both = above + below
+    mixed = (colours * above + place[..., :3] * below) / np.where(both > 0, both, 1)
+    place[..., :3] = np.where(alpha > 0, np.rint(mixed), place[..., :3])
+    place[..., 3:] = np.rint(both * 255)
+
+
+def _canvas_strips(canvas: Samples, chosen: list[int]) -> Iterator[tuple[int, Samples]]:
+    rows = _rows(canvas.shape[1], len(chosen), 1)
+    for top in range(0, len(canvas), rows):
+        yield top, canvas[top : top + rows][..., chosen]
 
 
 def _screened_png(data: Data) -> tuple[memoryview, blocks.Png, int]:
@@ -411,7 +462,7 @@ def _screened_jpeg(data: Data, limits: Limits) -> tuple[memoryview, blocks.Jpeg,
     Counts scans, as the decoder will meet them: segment by segment, then on to the next marker. What goes is what lies between two
     segments, and with them before the first scan; a JFIF revision that is none becomes 1. No copy is made where nothing is wrong.
     """
-    position, scans, parts, found = 2, 0, 0, blocks.Jpeg()
+    position, scans, parts, found, sent = 2, 0, 0, blocks.Jpeg(), _Sent()
     restarts, revisions, stretches = False, list[int](), [[0, len(data)]]
     while marker := SEGMENT.search(data, position):
         kind = marker[0][1]
@@ -430,17 +481,52 @@ def _screened_jpeg(data: Data, limits: Limits) -> tuple[memoryview, blocks.Jpeg,
             raise ImageError(f"the jpeg picture has more than max_scans = {limits.max_scans} scans: save it anew, not progressive")
         begin = marker.end() + 2
         end = max(begin, marker.end() + int.from_bytes(data[marker.end() : begin], "big"))
+        if kind == 0xDA:
+            sent.scan(data[begin:end])
+        if not scans and kind in FRAMES:
+            sent.frame(kind, data[begin:end])
         if not scans and 0xE0 <= kind <= 0xEF:
             found.segment(kind, data[begin:end])
         if not scans and kind == 0xE0 and JFIF_REVISED.match(data, begin, min(end, len(data))):
             revisions.append(begin + len(blocks.JFIF_HEAD))
         position = end
+    if scans and not sent.all:
+        raise ImageError("the jpeg picture lacks some of its scans: send an unharmed copy")
     whole_file = memoryview(data)
     if revisions and whole_file.readonly:
         whole_file = memoryview(bytearray(data))
     for place in revisions:
         whole_file[place] = 1
     return _together(whole_file, stretches), found, restarts
+
+
+class _Sent:
+    """How many low bits of each component's 64 coefficients a JPEG's scans have not sent so far: the decoder takes them for zeros.
+
+    The standard does not ask for all of them, but every encoder sends them. Source: ITU-T T.81, B.2.2, B.2.3 and G.1.1.
+    """
+
+    def __init__(self) -> None:
+        self._missing: dict[int, list[int]] = {}
+        self._progressive = False
+
+    def frame(self, kind: int, body: bytes) -> None:
+        """Its header, from behind the length."""
+        self._progressive = kind & 3 == 2
+        self._missing = {component: [16] * 64 for component in body[6 : 6 + 3 * body[5] : 3]}
+
+    def scan(self, body: bytes) -> None:
+        """As `frame`; what makes no sense is the decoder's to refuse, if it comes that far."""
+        if len(body) != 4 + 2 * int.from_bytes(body[:1], "big"):
+            return
+        first, last, low = body[-3:] if self._progressive else (0, 63, 0)
+        for component in body[1:-3:2]:
+            if component in self._missing:
+                self._missing[component][first : last + 1] = [low & 15] * (last + 1 - first)
+
+    @property
+    def all(self) -> bool:
+        return not any(map(any, self._missing.values()))
 
 
 def open_tiff(data: Data, limits: Limits) -> Opened:
@@ -505,8 +591,9 @@ def _files(data: Data | memoryview) -> Callable[[], IO[bytes]]:
 
 
 def _by_pillow(
-    name: str, files: Callable[[], Any], decoder: Callable[[Any], ImageFile.ImageFile], limits: Limits, metadata: Metadata | None = None
+    name: str, files: Callable[[], Any], decoder: Callable[[Any], ImageFile.ImageFile], limits: Limits, grey: bool = False
 ) -> Opened:
+    """`grey`: what the decoder gives is, be it as colours."""
     # The decoder's class rather than Image.open: no other format is ever tried, and the size limit is ours alone.
     image = decoder(files())
     width, height = image.size
@@ -515,7 +602,7 @@ def _by_pillow(
     _check_frames(count, count * width * height, limits)
     if image.mode not in GREY_MODES + COLOUR_MODES:
         raise ImageError(f"the picture's samples are {image.mode}; they must be grey or RGB: convert it to RGB first")
-    orientation, said = _upright(metadata if metadata is not None else _said(image))
+    orientation, said = _upright(_said(image))
     image.close()
 
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
@@ -529,7 +616,7 @@ def _by_pillow(
                     image.fp.close()  # a decoder's own output, whole, which Pillow has taken its pixels from
                 look(0)
                 shown = round(image.info.get("duration") or 0)
-                mode = ("L" if image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
+                mode = ("L" if grey or image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
                 strips = functools.partial(_pillow_strips, image, mode)
                 yield _frame(image.size, len(mode), "uint8", orientation, said, strips, limits, milliseconds=shown)
 
@@ -608,10 +695,10 @@ def _gif_frames(data: Data) -> int:
 
 
 def open_avif(data: Data, limits: Limits) -> Opened:
-    box = data.find(b"av1C")  # the decoder's configuration; 0x40 in its third byte is high_bitdepth
-    if box >= 0 and data[box + 6 : box + 7] and data[box + 6] & 0x40:
+    coding = avif.coding(memoryview(data))
+    if not coding.eight_bits:
         raise ImageError("the avif picture has more than 8 bits a sample; only 8 are read: save it with 8 bits")
-    opened = _by_pillow("avif", _files(data), _avif, limits)
+    opened = _by_pillow("avif", _files(data), _avif, limits, grey=coding.grey)
     if opened.count > 1:
         raise ImageError(f"the file holds {opened.count} frames; an avif picture must hold 1: save it as an animated webp")
     return opened
@@ -643,6 +730,8 @@ def open_heic(data: Data, limits: Limits) -> Opened:
         _, metadata = _upright(Metadata(icc=block("icc_profile"), exif=block("exif"), xmp=block("xmp")))
         samples = np.asarray(file)
         samples = samples if samples.ndim == 3 else samples[..., None]
+        if "chroma" not in file.info and samples.shape[2] == 4 and (samples[..., :2] == samples[..., 1:3]).all():
+            samples = samples[..., ::3]  # grey and alpha, which the decoder gives as colours
         size = samples.shape[1], samples.shape[0]
         yield _frame(size, samples.shape[2], samples.dtype.name, 1, metadata, lambda: iter([(0, samples)]), limits)
 

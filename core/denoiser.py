@@ -437,5 +437,5 @@ def _check(pixels: Tensor) -> None:
             f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: a picture is floats in [0, 1], uint8 or uint16, "
             "of shape (H, W, 3) or, in grey, (H, W, 1)"
         )
-    if pixels.is_floating_point() and not torch.stack(pixels.aminmax()).isfinite().all():  # NaN passes through both
+    if pixels.is_floating_point() and not torch.stack(pixels.aminmax()).float().isfinite().all():  # NaN passes through both
         raise ValueError("pixels hold NaN or infinity: a picture is floats in [0, 1]")

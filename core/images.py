@@ -89,12 +89,17 @@ class Picture:
         return _unit(self.samples, self.span).expand(-1, -1, 3).contiguous()
 
     def with_pixels(self, pixels: Tensor) -> Picture:
-        """Floats in [0, 1], or integers as `visible` gives them, in place of the samples."""
+        """Floats in [0, 1], or integers as `visible` gives them, in place of the samples; what did not change is as it was, to the bit."""
         low, high = self.span
-        if pixels.is_floating_point() and self.span != (0.0, 1.0):
-            half = pixels * (high / 2 - low / 2)
-            pixels = half + low + half
-        return dataclasses.replace(self, samples=pixels)
+        if not pixels.is_floating_point() or self.span == (0.0, 1.0):
+            return dataclasses.replace(self, samples=pixels)
+        half = pixels * (high / 2 - low / 2)
+        samples = half + low + half
+        if samples.shape[:2] == self.samples.shape[:2]:
+            for rows in _strips(len(samples)):
+                same = pixels[rows] == _unit(self.samples[rows], self.span)
+                samples[rows] = torch.where(same, self.samples[rows].to(samples.dtype), samples[rows])
+        return dataclasses.replace(self, samples=samples)
 
     def visible(self) -> Tensor:
         """(H, W, 1 | 3) uint8, uint16 or float32 in [0, 1], for the denoiser: what is wholly transparent shows the colours beside it.
@@ -124,15 +129,17 @@ class Picture:
         clean = self.with_pixels(visible)
         if self.alpha is None or clean.samples is self.samples:
             return clean
-        for rows in (slice(top, top + STRIP_ROWS) for top in range(0, len(self.samples), STRIP_ROWS)):
+        for rows in _strips(len(self.samples)):
             hidden = self.alpha[rows].eq(0).unsqueeze(-1)
             clean.samples[rows] = torch.where(hidden, self.samples[rows].to(clean.samples.dtype), clean.samples[rows])
         return clean
 
     def cut(self, rows: slice, columns: slice) -> Picture:
-        """A part of it, with all that is said of the whole but its thumbnail."""
-        alpha = None if self.alpha is None else self.alpha[rows, columns]
-        return dataclasses.replace(self, samples=self.samples[rows, columns], alpha=alpha, metadata=self.metadata.of_a_part())
+        """A part of it, with all that is said of the whole but what may show it, such as thumbnails."""
+        alpha, metadata = None if self.alpha is None else self.alpha[rows, columns], self.metadata.of_a_part()
+        gone = [name for name in ("exif", "xmp", "iptc") if getattr(metadata, name) != getattr(self.metadata, name)]
+        changed = (*self.changed, *(f"part of {name} (it may show the whole picture)" for name in gone))
+        return dataclasses.replace(self, samples=self.samples[rows, columns], alpha=alpha, metadata=metadata, changed=changed)
 
     def with_metadata(self, keep: str) -> Picture:
         """`keep`: all of it; `strip`: the colour profile only; `safe`: all but what tells the place."""
@@ -380,6 +387,10 @@ def _form(name: str) -> Format:
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _strips(height: int) -> Iterator[slice]:
+    return (slice(top, top + STRIP_ROWS) for top in range(0, height, STRIP_ROWS))
 
 
 def _unit(samples: Tensor, span: tuple[float, float]) -> Tensor:

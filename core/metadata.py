@@ -30,11 +30,26 @@ PNG_COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 IPTC_RESOURCE = 0x0404
 THUMBNAIL_PLACES = ((513, 514), (273, 279))  # tags of where EXIF's lies, a JPEG or strips, and of how long it is there
 MAX_THUMBNAIL_STRIPS = 256
+PLACES = (273, 279, 330, 513, 514)  # of pixels and directories elsewhere
+PICTURE_HEAD = re.compile(rb"\xff\xd8\xff|\x89PNG|/9j/|iVBORw")  # a JPEG or PNG, as it is or in base64
+SIDES = (
+    (256, 257),
+    (282, 283),
+    (0xA002, 0xA003),
+    (0xA20E, 0xA20F),
+)  # across and down: sizes and resolutions
+IPTC_PREVIEWS, IPTC_OBJECT = ((2, 200), (2, 201), (2, 202)), 7  # of records from this one on the object itself is made
 IPTC_PLACES = (26, 27, 90, 92, 95, 100, 101)  # content location code and name, city, sublocation, state, country code and name
 XMP_PLACES = rb"exif:GPS\w+|Iptc4xmpCore:(?:Location|CountryCode)|Iptc4xmpExt:Location\w+|photoshop:(?:City|State|Country)"
 XMP_PLACE = re.compile(rb'\s(?:%b)="[^"]*"|<(%b)\b[^>]*?/>|<(%b)\b[^>]*>.*?</\2>' % (XMP_PLACES, XMP_PLACES, XMP_PLACES), re.DOTALL)
 XMP_DOUBT = re.compile(rb"GPS|:City|:Location|latitude|longitude", re.IGNORECASE)
 XMP_TURNED = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8](?=\s*["'<])""")
+XMP_SIDE = re.compile(rb"((?:tiff|exif):(?:FocalPlane|Pixel|Image)?)(XResolution|YResolution|XDimension|YDimension|Width|Length)\b")
+OTHER_SIDE = {b"XResolution": b"YResolution", b"XDimension": b"YDimension", b"Width": b"Length"}
+OTHER_SIDE |= {down: across for across, down in OTHER_SIDE.items()}
+XMP_PICTURE = re.compile(rb"(?<![a-z0-9+/])(?:[a-z0-9+/]{40,}+(?:[\s=]|&#(?:x[9AD]|9|10|13);)*+)+[a-z0-9+/]*=*", re.IGNORECASE)
+"""What may be base64, in lines."""
+MIN_PICTURE_CHARACTERS = 256
 
 TURNED = range(2, 9)
 """The orientations of EXIF that are not upright."""
@@ -57,15 +72,26 @@ class Metadata:
     broken: tuple[str, ...] = ()  # names of the blocks that were dropped
 
     def turned(self, orientation: int) -> Metadata:
-        """Of pixels that had this orientation and are upright now; EXIF has its own way, `upright`."""
+        """Of pixels that had this orientation and are upright now; what EXIF says of it was reset before, by `upright`."""
         if orientation not in TURNED:
             return self
-        dpi = self.dpi[::-1] if self.dpi and orientation > 4 else self.dpi
-        return dataclasses.replace(self, dpi=dpi, xmp=self.xmp and XMP_TURNED.sub(rb"\g<1>1", self.xmp))
+        dpi, exif, xmp = self.dpi, self.exif, self.xmp
+        if xmp and _xmp_is_sound(xmp):
+            xmp = XMP_TURNED.sub(rb"\g<1>1", _without_pictures(xmp))
+        if orientation > 4:
+            dpi = dpi and dpi[::-1]
+            exif = _sides_exchanged(exif) if exif and _exif_is_sound(exif) else exif
+            xmp = xmp and XMP_SIDE.sub(lambda found: found[1] + OTHER_SIDE[found[2]], xmp)
+        return dataclasses.replace(self, dpi=dpi, exif=exif, xmp=xmp)
 
     def of_a_part(self) -> Metadata:
-        """Of a part of the picture: without EXIF's thumbnail, which shows the whole."""
-        return dataclasses.replace(self, exif=self.exif and _without_thumbnail(self.exif))
+        """Of a part of the picture: without thumbnails and previews, which show the whole, and maker notes, which may hold some."""
+        return dataclasses.replace(
+            self,
+            exif=self.exif and _of_a_part(self.exif),
+            xmp=self.xmp and _without_pictures(self.xmp),
+            iptc=self.iptc and _without_previews(self.iptc),
+        )
 
     def stripped(self) -> Metadata:
         """What the pixels' colours need, and nothing else."""
@@ -189,6 +215,50 @@ def _without_thumbnail(exif: bytes) -> bytes:
     return bytes(block)
 
 
+def _of_a_part(exif: bytes) -> bytes | None:
+    """In place, unless a picture is left that no entry tells of as a thumbnail: then only what entries tell, and is none, stays."""
+    block = bytearray(_without_thumbnail(exif))
+    first = _first(block)
+    head, entries = slice(first, first + 2 + 12 * len(_entries(block, first))), bytes(block)
+    _cut(block, _exif_directory(block), tiff.MAKER_NOTE)
+    block[:14], block[head] = entries[:14], entries[head]  # where a hostile offset leads
+    if not PICTURE_HEAD.search(block):
+        return bytes(block)
+    try:
+        page = next(tiff.Structure(bytes(block[6:])).pages())
+    except (TiffError, StopIteration):
+        return None
+    return EXIF_HEAD + b"II*\0\x08\0\0\0" + tiff.laid(_pictureless(page), 8)
+
+
+def _pictureless(directory: Directory) -> Directory:
+    kept = Directory()
+    for tag, value in directory.items():
+        if isinstance(value, Directory):
+            kept[tag] = _pictureless(value)
+        elif tag not in PLACES and not PICTURE_HEAD.search(value.data):
+            kept[tag] = value
+    return kept
+
+
+def _exif_directory(block: bytearray) -> int:
+    """Where the camera's own directory begins; the block's end if there is none."""
+    pointers = (entry for tag, entry in _entries(block, _first(block)) if tag == tiff.EXIF)
+    return next((6 + struct.unpack_from(_order(block) + "I", block, entry + 8)[0] for entry in pointers), len(block))
+
+
+def _sides_exchanged(exif: bytes) -> bytes:
+    """In place: what was said of across is said of down."""
+    block = bytearray(exif)
+    for directory in (_first(block), _exif_directory(block)):
+        entry_of = dict(_entries(block, directory))
+        for across, down in SIDES:
+            if across in entry_of and down in entry_of:
+                one, other = (slice(entry_of[tag] + 2, entry_of[tag] + 12) for tag in (across, down))
+                block[one], block[other] = block[other], block[one]
+    return bytes(block)
+
+
 def _without_place(exif: bytes) -> bytes | None:
     """In place, so that every offset stays true: the entries go, and their bytes are zeros."""
     block, order = bytearray(exif), _order(exif)
@@ -235,6 +305,11 @@ def _blank(block: bytearray, entry: int, keep_offset: bool = False) -> None:
 # XMP and IPTC
 
 
+def _without_pictures(xmp: bytes) -> bytes:
+    """With empty values in place of encoded pictures: thumbnails, whatever they are called."""
+    return XMP_PICTURE.sub(lambda found: b"" if len(found[0]) >= MIN_PICTURE_CHARACTERS else found[0], xmp)
+
+
 def _xmp_is_sound(xmp: bytes | None) -> bool:
     if xmp is None or len(xmp) > MAX_BLOCK_BYTES or b"rdf:RDF" not in xmp:
         return False
@@ -259,6 +334,12 @@ def _datasets(iim: bytes | None) -> list[tuple[int, int, bytes]]:
         found.append((record, dataset, iim[at : at + length]))
         at += length
     return found
+
+
+def _without_previews(iptc: bytes) -> bytes | None:
+    datasets = _datasets(iptc)
+    kept = [each for each in datasets if each[:2] not in IPTC_PREVIEWS and each[0] < IPTC_OBJECT]
+    return iptc if len(kept) == len(datasets) else _iim(kept)
 
 
 def _iim(datasets: Iterable[tuple[int, int, bytes]]) -> bytes | None:

@@ -197,3 +197,39 @@ def test_boxes_are_counted_by_their_sizes() -> None:
     assert sum(sizes) == len(data)
     assert all(size >= 8 for size in sizes)
     assert list(pairwise(kind for kind, _ in avif._boxes(data))) == [(b"ftyp", b"meta"), (b"meta", b"mdat")]
+
+
+@pytest.mark.parametrize(("first", "shown", "grey", "eight_bits"), [
+    (0x1C, 0x0C, False, True), (0x0C, 0x1C, True, True), (0x1C, 0x4C, False, False), (0x4C, 0x0C, False, True),
+])  # fmt: skip
+@pytest.mark.parametrize("cells", [0, 2])
+def test_how_the_shown_picture_is_coded_is_told_whatever_else_is_in_the_file(
+    first: int, shown: int, grey: bool, eight_bits: bool, cells: int
+) -> None:
+    file, told = avif.File(), [avif._box(b"av1C", bytes([0x81, 0, each, 0])) for each in (first, shown)]
+    file._properties[told[0]] = 1  # of transparency, or of a thumbnail
+    if cells:
+        whole = file.add(avif.Item(b"grid", b""))
+        file.refer(b"auxl", file.add(avif.Item(b"av01", b"", told[:1])), [whole])
+        file.refer(b"dimg", whole, [file.add(avif.Item(b"av01", b"", told[1:])) for _ in range(cells)])
+    else:
+        file.add(avif.Item(b"av01", b"", told[1:]))
+        file.refer(b"thmb", file.add(avif.Item(b"av01", b"", told[:1])), [1])
+    data = b"".join(file.laid())
+    assert avif.coding(memoryview(data)) == (grey, eight_bits)
+    without = data.replace(b"pitm", b"free")
+    assert avif.coding(memoryview(without)) == (bool(first & 0x10), not first & 0x40)
+    if not eight_bits:
+        with pytest.raises(images.ImageError, match="the avif picture has more than 8 bits a sample"):
+            images.open(data)
+
+
+def test_a_file_that_tells_nothing_of_its_coding_is_taken_for_eight_bits_of_colour() -> None:
+    assert avif.coding(memoryview(b"\0\0\0\x08ftyp")) == (False, True)
+
+
+def test_boxes_may_be_wide_and_the_last_endless() -> None:
+    data = b"\0\0\0\1mdat" + (20).to_bytes(8, "big") + b"wide" + b"\0\0\0\0free" + b"to the end"
+    assert list(avif._boxes(data)) == [(b"mdat", b"wide"), (b"free", b"to the end")]
+    with pytest.raises(AvifError, match="a box of 8 bytes leads out of the file"):
+        list(avif._boxes(b"\0\0\0\1mdat" + (8).to_bytes(8, "big")))

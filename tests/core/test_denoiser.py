@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import Cancelled, Denoiser, DeviceError, Region, WeightsError, hardware, kernels, networks, noise, weights
+from core import Cancelled, Denoiser, DeviceError, Region, WeightsError, hardware, images, kernels, networks, noise, weights
+from core.decoding import Frame
 from core.denoiser import STEPS
+from core.metadata import Metadata
 from core.nn import Module
 from core.nn.stream import Passage
 from tests.core.made import photo, refused, small
@@ -188,6 +190,16 @@ def test_strength_0_gives_the_picture_back_bit_for_bit(denoiser: Denoiser, sigma
     same = denoiser(noisy, sigma, strength=0)
     assert torch.equal(same, noisy)
     assert same.data_ptr() != noisy.data_ptr()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("low", [-3.0, 1e4])
+def test_strength_0_gives_back_the_samples_of_a_picture_whose_floats_lie_elsewhere(denoiser: Denoiser, channels: int, low: float) -> None:
+    samples = (photo(20, 30) * 7 + low)[..., :channels]
+    picture = images.assembled("tiff", Frame(20, 30, channels, False, "float32", Metadata()), samples, None)
+    assert torch.equal(picture.denoised(denoiser(picture.visible(), strength=0)).samples, samples)
+    assert torch.equal(picture.with_pixels(denoiser(picture.pixels, strength=0)).samples, samples.expand(-1, -1, 3))
+    assert not torch.equal(picture.denoised(denoiser(picture.visible(), SIGMA)).samples, samples)
 
 
 def test_sigma_0_changes_nothing(denoiser: Denoiser) -> None:
@@ -443,6 +455,7 @@ SHAPE = "a picture is floats in [0, 1], uint8 or uint16, of shape (H, W, 3) or, 
         (torch.zeros(4, 5, 3, dtype=torch.int32), f"pixels are torch.int32 of shape (4, 5, 3): {SHAPE}"),
         (torch.full((4, 5, 3), torch.nan), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),
         (torch.full((4, 5, 3), torch.inf), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),
+        (torch.full((4, 5, 3), 1e300, dtype=torch.float64), "pixels hold NaN or infinity: a picture is floats in [0, 1]"),  # in float32
     ],
 )
 def test_what_is_no_picture_is_refused(denoiser: Denoiser, pixels: Tensor, message: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import struct
 import weakref
 import zlib
@@ -16,6 +17,7 @@ import tifffile
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
@@ -294,6 +296,10 @@ def test_floats_stay_floats_and_the_denoiser_sees_them_between_0_and_1(C: int, s
     assert (visible.min().item(), visible.max().item()) == pytest.approx((0, 1), abs=1e-6)
     assert visible[..., :1].numpy() == pytest.approx(unit[..., :1], abs=1e-6)
     assert came.denoised(visible).samples.numpy() == pytest.approx(source[..., : min(C, 3)], rel=1e-5, abs=1e-5 * (high - low))
+    assert np.array_equal(came.denoised(visible).samples, source[..., : min(C, 3)])  # what did not change
+    assert np.array_equal(came.with_pixels(came.pixels).samples[..., :1], source[..., :1])
+    moved = came.denoised(visible * 0.5).samples.numpy()
+    assert moved == pytest.approx((source[..., : min(C, 3)].astype(float) - low) * 0.5 + low, rel=1e-5, abs=1e-5 * (high - low))
     assert images.read(images.write(came, "png")).depth == 16
 
 
@@ -622,6 +628,28 @@ def test_a_profile_of_grey_stays_where_a_file_is_grey_and_is_named_where_it_is_r
     assert (back.icc, back.broken) == (None if lost else of_grey, ())
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if name in ("png", "tiff", "avif", "heic")])
+def test_a_grey_picture_with_transparency_stays_grey_and_keeps_its_profile(name: str) -> None:
+    of_grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    alpha = torch.linspace(0, 1, 48 * 64).view(48, 64)
+    source = Picture(torch.full((48, 64, 1), 100, dtype=torch.uint8), alpha, grey=True, metadata=Metadata(icc=of_grey))
+    assert images.lost(source, name) == []
+    back = images.read(images.write(source, name, quality=100))
+    assert (back.grey, back.samples.shape, back.metadata.icc, back.metadata.broken) == (True, (48, 64, 1), of_grey, ())
+    assert (back.samples.int() - 100).abs().max() <= 2
+    assert back.alpha is not None
+    assert (back.alpha - alpha * 255).abs().max() <= 1
+
+
+@pytest.mark.skipif("heic" not in FORMATS, reason="pillow-heif is not there")
+def test_a_grey_heic_with_transparency_keeps_its_depth() -> None:
+    grey = torch.arange(64 * 64).view(64, 64, 1).mul(16).to(torch.uint16)
+    source = Picture(grey, torch.full((64, 64), 65535, dtype=torch.uint16), grey=True, depth=16)
+    back = images.read(images.write(source, "heic", quality=100))
+    assert (back.grey, back.samples.dtype, back.samples.shape) == (True, torch.uint16, (64, 64, 1))
+    assert (back.samples.int() - grey.int()).abs().max() <= 64
+
+
 @pytest.mark.parametrize(("into", "lost"), [
     ("png", ["icc (of grey; animated png is RGB)"]), ("webp", ["icc (of grey; animated webp is RGB)"]), ("tiff", []),
 ])  # fmt: skip
@@ -756,6 +784,52 @@ def test_a_jpeg_of_countless_scans_is_refused() -> None:
     assert refusal(data[:scan] + data[scan:-2] * 100 + data[-2:]) == (
         "the jpeg picture has more than max_scans = 64 scans: save it anew, not progressive"
     )
+
+
+def ends_of_scans(data: bytes) -> list[int]:
+    markers = [found.span() for found in re.finditer(rb"\xff[\xc4\xda\xd9]", data)]
+    return [begin for (begin, _), (_, before) in zip(markers[1:], markers, strict=False) if data[before - 1] == 0xDA]
+
+
+@pytest.mark.parametrize(("mode", "count"), [("L", 6), ("RGB", 10), ("CMYK", 18)])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_jpeg_that_lacks_scans_is_refused_though_it_ends_properly(mode: str, count: int, subsampling: int) -> None:
+    data = encoded(noise(mode, 64, 48), "jpeg", progressive=True, subsampling=subsampling)
+    ends = ends_of_scans(data)
+    assert len(ends) == count
+    for end in ends[:-1]:
+        assert refusal(data[:end] + b"\xff\xd9") == "the jpeg picture lacks some of its scans: send an unharmed copy"
+    assert images.read(data[: ends[-1]] + b"\xff\xd9")
+
+
+def test_a_jpeg_without_the_scan_of_a_band_or_of_a_colour_is_refused() -> None:
+    data = bytearray(encoded(Image.new("L", (8, 8)), "jpeg", progressive=True))
+    last = data.rindex(b"\xff\xda")
+    assert data[last + 7 : last + 9] == b"\1\x3f"  # the band
+    data[last + 8] -= 1
+    assert refusal(bytes(data)) == "the jpeg picture lacks some of its scans: send an unharmed copy"
+    colour, grey = encoded(noise(), "jpeg", subsampling=0), encoded(noise("L"), "jpeg")
+    head, scan = colour[: colour.index(b"\xff\xda")], grey[grey.index(b"\xff\xda") + 10 : -2]
+    apart = [b"\xff\xda\0\x08\1" + bytes([component, 0, 0, 63, 0]) + scan for component in (1, 2, 3)]
+    for kept in (1, 2):
+        assert refusal(b"".join((head, *apart[:kept], b"\xff\xd9"))).startswith("the jpeg picture lacks some of its scans")
+    assert images.read(b"".join((head, *apart, b"\xff\xd9"))).samples.shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("behind", [b"\xff\xda", b"\xff\xda\0\2", b"\xff\xda\0\x08\1\x09\0\0\x3f\0", b"\xff\xc9", b"\xff\xc2\0\3\1"])
+def test_what_begins_like_a_scan_behind_the_last_one_harms_nothing(behind: bytes) -> None:
+    data = encoded(noise(), "jpeg")
+    assert torch.equal(images.read(data[:-2] + behind).samples, images.read(data).samples)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("quality", [1, 50, 100])
+def test_no_progressive_jpeg_that_an_encoder_writes_lacks_a_scan(mode: str, subsampling: int, optimize: bool, quality: int) -> None:
+    for image in (noise(mode, 33, 17), Image.new(mode, (33, 17), 7 if mode == "L" else tuple(range(len(mode)))), noise(mode, 1, 1)):
+        options = {"subsampling": subsampling, "optimize": optimize, "quality": quality}
+        assert images.read(encoded(image, "jpeg", progressive=True, **options)).samples.shape[:2] == image.size[::-1]
 
 
 FRAMES = [noise().point(lambda level, step=step: level ^ step) for step in (1, 64, 128)]
@@ -907,6 +981,88 @@ def test_a_png_picture_that_is_no_frame_of_its_animation_is_passed_over() -> Non
     assert whole(second).tolist() == [[[0, 255, 0, 255]] * 4 + [[0] * 4] * 2] * 3
     still = png(header(4, 3, colour=6), (b"acTL", struct.pack(">II", 2**31, 0)), (b"IDAT", rows(red)), control(0, 0, 0), (b"IEND", b""))
     assert whole(images.read(still)).tolist() == [[[255, 0, 0, 255]] * 4] * 3  # no number of frames that there may be
+
+
+def shown(frames: list[tuple[int, int, NDArray[np.uint8], int, int]], H: int, W: int) -> list[NDArray[np.float64]]:
+    """What a reader shows of each, by the words of the specification: (left, top, RGBA, disposal, blend)."""
+    canvas, told = np.zeros((H, W, 4)), []
+    for left, top, rgba, disposal, blend in frames:
+        before = canvas.copy()
+        place = canvas[top : top + rgba.shape[0], left : left + rgba.shape[1]]
+        for y, x in np.ndindex(rgba.shape[:2]):
+            above, below = rgba[y, x, 3] / 255, place[y, x, 3] / 255
+            alpha = above + below * (1 - above)
+            if blend == 0:
+                place[y, x] = rgba[y, x]
+            elif alpha:
+                place[y, x, :3] = (rgba[y, x, :3] * above + place[y, x, :3] * below * (1 - above)) / alpha
+                place[y, x, 3] = 255 * alpha
+        told.append(canvas.copy())
+        if disposal == 1:
+            place[:] = 0
+        if disposal == 2:
+            canvas = before
+    return told
+
+
+def apng(frames: list[tuple[int, int, NDArray[np.uint8], int, int]], H: int, W: int, plays: int = 0) -> bytes:
+    chunks, number = [header(W, H, colour=6), (b"acTL", struct.pack(">II", len(frames), plays))], 0
+    for left, top, rgba, disposal, blend in frames:
+        h, w = rgba.shape[:2]
+        chunks.append((b"fcTL", struct.pack(">IIIIIHHBB", number, w, h, left, top, 3, 0, disposal, blend)))
+        rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rgba))
+        chunks.append((b"fdAT", struct.pack(">I", number + 1) + rows) if number else (b"IDAT", rows))
+        number += 2 if number else 1
+    return png(*chunks, (b"IEND", b""))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_frames_of_a_png_lie_over_one_another_and_are_undone_as_they_say(seed: int) -> None:
+    rng, H, W = np.random.default_rng(seed), 9, 11
+
+    def frame(left: int, top: int, width: int, height: int) -> tuple[int, int, NDArray[np.uint8], int, int]:
+        rgba = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        rgba[..., 3] = rng.choice([0, 7, 128, 255], (height, width))
+        return left, top, rgba, int(rng.integers(3)), int(rng.integers(2))
+
+    places = (rng.integers((W, H)) for _ in range(4))
+    frames = [frame(0, 0, W, H)] + [frame(x, y, int(rng.integers(1, W - x + 1)), int(rng.integers(1, H - y + 1))) for x, y in places]
+    data = apng(frames, H, W, plays=3)
+    assert images.open(data).loop == 3
+    for came, expected in zip(all_frames(data), shown(frames, H, W), strict=True):
+        assert came.milliseconds == 30
+        assert np.abs(whole(came)[..., 3] - expected[..., 3]).max() <= 1.5
+        seen = expected[..., 3] > 20
+        assert np.abs(whole(came)[..., :3] - expected[..., :3])[seen].max(initial=0) <= 10
+
+
+def test_an_animated_png_that_is_out_of_order_or_leads_out_of_its_canvas_is_refused() -> None:
+    rgba = np.full((2, 3, 4), 255, np.uint8)
+    assert len(all_frames(apng([(0, 0, rgba, 0, 0)] * 2, 2, 3))) == 2
+    for wrong in ((1, 0, rgba, 0, 0), (0, 1, rgba, 0, 0), (2**31, 0, rgba, 0, 0)):
+        with pytest.raises(ImageError, match="the png picture is broken"):
+            all_frames(apng([(0, 0, rgba, 0, 0), wrong], 2, 3))
+    data = apng([(0, 0, rgba, 0, 0)] * 3, 2, 3)
+    begin = data.index(b"fdAT") - 4
+    number = struct.unpack_from(">I", data, begin)[0] + 12
+    missing = data[:begin] + data[begin + number :]
+    with pytest.raises(ImageError, match="the png picture is broken"):
+        all_frames(missing)
+    with pytest.raises(ImageError, match="the png picture is broken"):
+        all_frames(data[:37] + png((b"acTL", struct.pack(">II", 4, 0)))[12:] + data[53:])
+
+
+@pytest.mark.parametrize("disposal", [0, 1])
+def test_frames_of_a_png_without_alpha_become_clear_where_they_are_cleared(disposal: int) -> None:
+    def part(number: int, left: int, width: int, level: int) -> list[tuple[bytes, bytes]]:
+        data = zlib.compress(b"\0" + bytes([level] * width))
+        control = b"fcTL", struct.pack(">IIIIIHHBB", number, width, 1, left, 0, 1, 10, disposal, 1)
+        return [control, (b"fdAT", struct.pack(">I", number + 1) + data) if number else (b"IDAT", data)]
+
+    data = png(header(3, 1), (b"acTL", struct.pack(">II", 2, 0)), *part(0, 0, 3, 9), *part(1, 1, 1, 200), (b"IEND", b""))
+    first, second = all_frames(data)
+    assert whole(first).tolist() == [[[9], [9], [9]]]
+    assert whole(second).tolist() == ([[[0, 0], [200, 255], [0, 0]]] if disposal else [[[9], [200], [9]]])
 
 
 def test_a_format_of_one_picture_takes_no_more() -> None:

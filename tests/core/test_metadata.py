@@ -1,5 +1,7 @@
 """Every block of metadata goes from one file to another whole, and what tells the place can be left out."""
 
+import base64
+import dataclasses
 import io
 import struct
 import zlib
@@ -302,6 +304,164 @@ def test_many_places_of_a_thumbnail_take_no_time() -> None:
     entries = struct.pack("<HHII", 273, 4, 1 << 20, 0) * 30_000
     block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HIH", 0, 14, 30_000) + entries + bytes(4 << 20)
     assert Metadata(exif=block).of_a_part().exif == block[:16] + bytes(4) + block[20:22] + bytes(len(block) - 22)
+
+
+# --- of a part ---
+
+
+SHOWN = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4 + b"\xff\xd9"
+"""What a preview of the whole looks like."""
+
+
+def lines(length: int, between: bytes) -> bytes:
+    text = base64.b64encode(SHOWN)
+    return between.join(text[at : at + length] for at in range(0, len(text), length))
+
+
+@pytest.mark.parametrize("text", [
+    lines(76, b"&#xA;"), lines(76, b"\r\n"), lines(64, b"\n   "), lines(72, b"&#10;"), lines(9999, b""), lines(600, b"\n"),
+])  # fmt: skip
+@pytest.mark.parametrize("form", [
+    b"<xmp:Thumbnails><rdf:Alt><rdf:li xmpGImg:height='9'><xmpGImg:image>%b</xmpGImg:image></rdf:li></rdf:Alt></xmp:Thumbnails>",
+    b'<rdf:li xmpGImg:width="9" xmpGImg:image="%b"/>', b"<my:preview> %b\n</my:preview>",
+])  # fmt: skip
+def test_pictures_in_xmp_go_from_a_part_and_from_what_is_turned(form: bytes, text: bytes) -> None:
+    whole, empty = (XMP.replace(b"<rdf:Description", form % said + b"<rdf:Description") for said in (text, b""))
+    for after in (Metadata(xmp=whole).of_a_part(), Metadata(xmp=whole).turned(3)):
+        assert after.xmp is not None
+        assert b"".join(after.xmp.split()) == b"".join(empty.split())
+    assert Metadata(xmp=whole).turned(1).xmp == whole
+
+
+def test_words_in_xmp_stay_in_a_part() -> None:
+    said = b"<my:words>%b</my:words><my:sums>%b</my:sums>" % (b"many plain words " * 99, b"9f86d081884c7d659a2feaa0c55ad015" * 4)
+    packet = XMP.replace(b"<rdf:Description", said + b"<rdf:Description") + b" " * 4000
+    assert Metadata(xmp=packet).of_a_part().xmp == packet
+
+
+def test_what_may_be_a_picture_in_xmp_takes_no_time_to_find() -> None:
+    for hostile in (b"A" * 39 + b" ", b"A" * 40 + b" ", b"A" * 255 + b"<", b"&#xA;", b"A" * 40 + b"&#xA;" * 9 + b"<", b" " * 999 + b"A"):
+        packet = XMP + hostile * ((4 << 20) // len(hostile))
+        kept = Metadata(xmp=packet).of_a_part().xmp
+        assert kept is not None
+        assert kept.startswith(XMP)
+
+
+def test_a_makers_notes_and_whatever_picture_lies_outside_of_them_go_from_a_part() -> None:
+    part = Metadata(exif=exif()).of_a_part().exif
+    before = tags(exif())
+    assert part is not None
+    assert len(part) == len(exif())  # in place: every offset stays true
+    assert b"secret" not in part
+    assert tags(part) == before | {"exif": {tag: value for tag, value in before["exif"].items() if tag != 0x927C}}
+    behind = Metadata(exif=exif() + SHOWN).of_a_part().exif  # where some makers' notes point to
+    assert behind is not None
+    assert SHOWN not in behind
+    assert tags(behind) == tags(part)
+
+
+@pytest.mark.parametrize("tag", [0x02BC, 0x501B, 0x8649, 0xC634])
+@pytest.mark.parametrize("shown", [SHOWN, base64.b64encode(SHOWN), b"\x89PNG\r\n\x1a\n"])
+def test_an_entry_of_exif_that_holds_a_picture_goes_from_a_part(tag: int, shown: bytes) -> None:
+    read = Image.Exif()
+    read.load(exif())
+    read[tag] = b"before " + shown
+    part = Metadata(exif=read.tobytes()).of_a_part().exif
+    assert part is not None
+    assert shown not in part
+    assert tags(part) == tags(Metadata(exif=exif()).of_a_part().exif)
+
+
+def test_exif_that_cannot_be_laid_anew_goes_from_a_part_with_its_picture() -> None:
+    circle = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1025) + struct.pack("<HHII", 2, 5, 0, 0) * 1025 + bytes(4)
+    assert Metadata(exif=circle).of_a_part().exif == circle
+    assert Metadata(exif=circle + SHOWN).of_a_part().exif is None
+
+
+def test_iptcs_preview_goes_from_a_part() -> None:
+    titled, preview = iptc((5, b"Title")), iptc((200, b"\0\x0b"), (201, b"\0\1"), (202, SHOWN))
+    assert Metadata(iptc=titled + preview + iptc((120, b"A caption"))).of_a_part().iptc == titled + iptc((120, b"A caption"))
+    assert Metadata(iptc=titled + b"\x1c\x08\x0a\0\x03abc").of_a_part().iptc == titled
+    assert Metadata(iptc=titled + b"trailing").of_a_part().iptc == titled + b"trailing"
+    assert Metadata(iptc=preview).of_a_part().iptc is None
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "tiff", "webp", "avif", "heic"])
+def test_nothing_of_any_format_shows_the_whole_of_what_was_cut(name: str) -> None:
+    with_all = dataclasses.replace(
+        ALL, exif=exif().replace(b"maker's own secret", b"\xff\xd8\xff secret shown"), iptc=ALL.iptc + iptc((202, SHOWN)),
+        xmp=XMP.replace(b"<rdf:Description", b"<xmpGImg:image>%b</xmpGImg:image><rdf:Description" % base64.b64encode(SHOWN)),
+    )  # fmt: skip
+    came = images.read(images.write(picture(with_all), name))
+    part = came.cut(slice(1, 3), slice(2, 4))
+    assert part.changed == tuple(
+        f"part of {block} (it may show the whole picture)" for block in ("exif", "xmp", "iptc") if getattr(came.metadata, block)
+    )
+    data = images.write(part, "tiff")
+    for shown in (SHOWN, b"secret shown", base64.b64encode(SHOWN), SHOWN.hex().encode()):
+        assert shown not in data
+    again = images.read(data)
+    assert again.cut(slice(None), slice(None)).changed == ()
+
+
+# --- turned ---
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_what_exif_says_of_its_sides_is_exchanged_where_the_picture_lay_on_one(order: str) -> None:
+    def block(orientation: int, across: int, down: int) -> bytes:
+        entries = [(256, 4, 1, across), (257, 4, 1, down), (282, 5, 1, 92), (283, 5, 1, 100), (0x8769, 4, 1, 108)]
+        first = b"".join(struct.pack(order + "HHII", *entry) for entry in entries)
+        first = first[:24] + struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0) + first[24:]
+        sizes = struct.pack(order + "HHIHHHHIHH", 0xA002, 3, 1, across, 0, 0xA003, 3, 1, down, 0) + bytes(4)
+        rationals = struct.pack(order + "4I", 300, 1, 72, 1)
+        start = struct.pack(order + "2sHI", b"II" if order == "<" else b"MM", 42, 8)
+        return (
+            b"Exif\0\0"
+            + start
+            + struct.pack(order + "H", 6)
+            + first
+            + bytes(4)
+            + b"??" * 3
+            + rationals
+            + struct.pack(order + "H", 2)
+            + sizes
+        )
+
+    def sides(exif: bytes | None) -> list[object]:
+        assert exif is not None
+        read = Image.Exif()
+        read.load(exif)
+        return [read[256], read[257], read[282], read[283], *(read.get_ifd(0x8769)[tag] for tag in (0xA002, 0xA003)), read[0x0112]]
+
+    for orientation in range(1, 9):
+        file = io.BytesIO()
+        Image.new("L", (4, 3)).save(file, "jpeg", exif=block(orientation, 4, 3), dpi=(300, 72))
+        came = images.read(file.getvalue()).metadata
+        lay = orientation > 4
+        assert sides(came.exif) == ([3, 4, 72, 300, 3, 4, 1] if lay else [4, 3, 300, 72, 4, 3, 1])
+        assert came.dpi == ((72, 300) if lay else (300, 72))
+
+
+def test_what_xmp_says_of_its_sides_is_exchanged_where_the_picture_lay_on_one() -> None:
+    def packet(*sides: bytes) -> bytes:
+        said = b"<tiff:%b>300/1</tiff:%b><rdf:Description tiff:%b='72/1' exif:%b='4' exif:%b='3' tiff:%b='4' tiff:%b='3'"
+        return XMP.replace(b"<rdf:Description", said % (sides[0], *sides))
+
+    lying = packet(b"XResolution", b"YResolution", b"PixelXDimension", b"PixelYDimension", b"ImageWidth", b"ImageLength")
+    upright = packet(b"YResolution", b"XResolution", b"PixelYDimension", b"PixelXDimension", b"ImageLength", b"ImageWidth")
+    for orientation in range(1, 9):
+        assert Metadata(xmp=lying).turned(orientation).xmp == (upright if orientation > 4 else lying)
+
+
+def test_hostile_sides_harm_nothing() -> None:
+    entries = struct.pack("<HHIIHHII", 282, 5, 1, 0, 283, 5, 1, 0)
+    for offset in (0, 1, 4, 8, 10, 26, 2**31, 2**32 - 1):
+        block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 3) + entries + struct.pack("<HHII", 0x8769, 4, 1, offset) + bytes(4)
+        turned = Metadata(exif=block).turned(6).checked(False)
+        assert turned.exif is None or len(turned.exif) == len(block)
+        part = Metadata(exif=block).of_a_part()
+        assert part.checked(grey=False) == part
 
 
 @pytest.mark.parametrize("form", [
