@@ -78,21 +78,26 @@ export function settled(milliseconds, work) {
 }
 
 // Acts only when pressed twice: what is deleted does not come back.
-export function twice(name, sure, act) {
+export function twice(name, sure, act, of = "") {
+  const show = (words) => {
+    button.textContent = words;
+    if (of) button.setAttribute("aria-label", `${words}: ${of}`); // one of several alike
+  };
   const reset = () => {
-    button.textContent = name;
+    show(name);
     asked = false;
   };
   let asked = false;
   const press = () => {
     if (asked) act();
     else {
-      button.textContent = sure;
+      show(sure);
       asked = true;
       say(sure);
     }
   };
-  const button = h("button", { type: "button", onclick: press, onblur: reset }, name);
+  const button = h("button", { type: "button", onclick: press, onblur: reset });
+  reset();
   return button;
 }
 

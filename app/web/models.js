@@ -75,14 +75,13 @@ export class Models {
       model.parent && words.parent(model.parent),
       Number.isFinite(model.bytes) && bytes(model.bytes),
     ];
-    const remove = twice(words.remove, words.sure, () =>
-      this.#try(async () => {
-        await ask(path, { method: "DELETE" });
-        say(words.removed(model.name));
-        changed();
-        await this.#load(model.name);
-      }),
-    );
+    const drop = async () => {
+      await ask(path, { method: "DELETE" });
+      say(words.removed(model.name));
+      changed();
+      await this.#load(model.name);
+    };
+    const remove = twice(words.remove, words.sure, () => this.#try(drop), model.name);
     return h(
       "li",
       {},

@@ -111,8 +111,8 @@ def test_a_model_is_trained_compared_used_and_put_back(page: Page, address: str)
     button(page, "Let the picture decide again").click()
     expect(page.locator(".pill:visible")).to_have_count(0)
     assert default() == "auto"
-    mine.get_by_role("button", name="Delete").click()
-    mine.get_by_role("button", name="Delete for good?").click()
+    button(page, "Delete: my-camera").click()
+    button(page, "Delete for good?: my-camera").click()
     expect(models).to_have_count(1)
     expect(page.get_by_role("heading", name="Models")).to_be_focused()
     page.locator(".sheet input[accept='.safetensors']").set_input_files(
