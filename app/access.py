@@ -14,11 +14,11 @@ import ipaddress
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from starlette.datastructures import Headers
 
-from app.errors import Forbidden, Misdirected, Problem, Unauthorized
+from app.errors import Forbidden, Misdirected, Problem, Unauthorized, problem_responses
 from app.settings import Settings
 
 Scope = Literal["denoise", "train", "admin"]
@@ -27,6 +27,12 @@ HASHED = re.compile(r"sha256\$([0-9a-f]{64})")
 MIN_KEY_CHARACTERS = 24
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 PORT = re.compile(r":[0-9]*$")
+METRICS = "/metrics"
+SCHEMES: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as `Authorization: Bearer KEY`."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key, as `X-API-Key: KEY`."},
+}
+"""Either will do."""
 
 OPEN = re.compile(r"/|/docs|/web/.*|/openapi\.json|/favicon\.ico|/livez|/readyz")
 SCOPED: tuple[tuple[str, re.Pattern[str], Scope], ...] = (
@@ -86,7 +92,7 @@ class Access:
                 return Forbidden(
                     "Another site asks through a browser, and no API keys are set: ask from the service's own page, or set keys."
                 )
-            if self.public and needed != "denoise" and path != "/metrics":
+            if self.public and needed != "denoise" and path != METRICS:
                 return Forbidden(f"{path} needs an API key of scope '{needed}', and none are set here: see CLEARFOLD_API_KEYS.")
             return None
         key = given(headers)
@@ -100,6 +106,22 @@ class Access:
         if needed not in found.scopes:
             return Forbidden(f"{method} {path} needs a key of scope '{needed}', and this one has {', '.join(sorted(found.scopes))}.")
         return None
+
+    def describe(self, schema: dict[str, Any]) -> None:
+        """Writes into an OpenAPI schema what is asked of whoever comes to each door. It is the middleware that asks, not the framework."""
+        if self.keys:
+            schema["components"]["securitySchemes"] = SCHEMES
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                refusals: list[type[Problem]] = [Misdirected] if self.hosts else []
+                needed = scope_of(method.upper(), path)
+                if self.keys and not OPEN.fullmatch(path):
+                    operation["security"] = [{name: [needed]} for name in SCHEMES]
+                    refusals += [Unauthorized, Forbidden]
+                elif self.public and not OPEN.fullmatch(path) and needed != "denoise" and path != METRICS:
+                    refusals += [Forbidden]
+                for status, answer in problem_responses(*refusals).items():
+                    operation["responses"].setdefault(str(status), answer)
 
     def _key(self, text: str) -> Key | None:
         digest, found = hashlib.sha256(text.encode()).digest(), None

@@ -183,7 +183,7 @@ class InTable:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stem) if folder.is_dir() else []
+    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stem) if os.path.isdir(folder) else []  # nor in one that is shut
 
 
 def stamp(path: Path) -> Stamp:

@@ -30,11 +30,13 @@ Decides nothing: who raises a problem knows why.
     ├── NotReady              503    no weights are loaded
     ├── JobsAway              503    the jobs' database does not answer
     ├── StoreAway             503    the bucket does not answer
-    └── DiskFull              507
+    ├── DiskFull              507
+    └── NotWritable           507    a train_dir that is not this user's, or read-only
 """
 
 import errno
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +52,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 
+from app import doors, folders
 from app.heads import ENDLESS
 from core import ImageError
 
@@ -243,19 +246,32 @@ class DiskFull(Problem):
     example = "train_dir = '/data' has no space left: nothing was kept; free some and try again."
 
 
+class NotWritable(Problem):
+    status = 507
+    title = "The folder for training cannot be written"
+    example = "train_dir = '/data' cannot be written (Permission denied): give it to this user, or set CLEARFOLD_TRAIN_DIR."
+
+    @classmethod
+    def because(cls, folder: Path, why: str) -> "NotWritable":
+        return cls(f"train_dir = '{folder}' cannot be written ({why}): give it to this user, or set CLEARFOLD_TRAIN_DIR.")
+
+
 class NothingMore(Exception):
     """A follower of events has seen the last one: a status that tells it not to come back."""
 
 
 @contextmanager
-def told_when_full(folder: Path) -> Iterator[None]:
-    """A disk that is full while something is written below `folder` is a DiskFull."""
+def writing_below(folder: Path) -> Iterator[None]:
+    """What cannot be written below `folder`, which is train_dir, is a DiskFull or NotWritable."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"train_dir = '{folder}' has no space left: nothing was kept; free some and try again.") from None
+        why = os.strerror(error.errno) if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else folders.unwritable(folder)
+        if why is None:
             raise
-        raise DiskFull(f"train_dir = '{folder}' has no space left: nothing was kept; free some and try again.") from None
+        raise NotWritable.because(folder, why) from None
 
 
 class ProblemDetails(BaseModel):
@@ -308,7 +324,7 @@ async def _http(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(sorted(_allowed(request)))
     phrase = HTTPStatus(error.status_code).phrase
     detail = {
-        404: f"Nothing lives at {request.url.path}: see /docs for what does.",
+        404: _nowhere(request),
         405: f"{request.url.path} does not answer {request.method}: see the Allow header.",
     }.get(error.status_code, error.detail)
     return _tell(request, error.status_code, "about:blank", phrase, detail, {}, headers)
@@ -316,18 +332,40 @@ async def _http(request: Request, error: Exception) -> Response:
 
 def _of_a_form(path: str, detail: str) -> Problem:
     """The framework's words name no setting."""
-    limit, most = MOST_FILES.get(path), re.search(r"Maximum number of files is (\d+)", detail)
-    return Invalid(f"There are more files than {limit} = {most[1]}: send fewer at a time.") if limit and most else BadRequest(detail)
+    most = re.search(r"Maximum number of files is (\d+)", detail)
+    if most and path in MOST_FILES:
+        return Invalid(f"There are more files than {MOST_FILES[path]} = {most[1]}: send fewer at a time.")
+    if most:
+        return Invalid(f"There are more files than one, which is all that {path} takes: send several to {path}/batch, in 'files'.")
+    return BadRequest(detail)
 
 
-def _allowed(request: Request) -> set[str]:
-    """Every method of the address that was asked for; the framework names those of its first route alone."""
+def _nowhere(request: Request) -> str:
+    path = request.url.path
+    there = request.scope["path"].rstrip("/")
+    if there != request.scope["path"] and _route(request, there) is not None:
+        return f"Nothing lives at {path}: ask for {path.rstrip('/')}, without the slash behind it."
+    return f"Nothing lives at {path}: see /docs for what does."
+
+
+def _routes(request: Request) -> list[Route]:
     routes: list[BaseRoute] = []
     for each in request.app.routes:
         inside = getattr(each, "original_router", None)
         routes += inside.routes if inside is not None else [each]
-    path = next((route.path for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE), None)
-    found = {method for route in routes if isinstance(route, Route) and route.path == path for method in route.methods or ()}
+    return [route for route in routes if isinstance(route, Route)]
+
+
+def _route(request: Request, path: str) -> str | None:
+    """The path as the first route has it that answers there, if only to other methods."""
+    scope = {**request.scope, "path": path}
+    return next((route.path for route in _routes(request) if route.matches(scope)[0] is not Match.NONE), None)
+
+
+def _allowed(request: Request) -> set[str]:
+    """Every method of the address that was asked for; the framework names those of its first route alone."""
+    path = _route(request, request.scope["path"])
+    found = {method for route in _routes(request) if route.path == path for method in route.methods or ()}
     return found | {"HEAD"} if "GET" in found and not ENDLESS.fullmatch(request.url.path) else found
 
 
@@ -337,8 +375,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     errors, told = [], []
     for each in error.errors():
         where, *names = each["loc"]
-        name = ".".join(map(str, names)) or str(where)
-        rule = each["msg"].removeprefix("Value error, ")
+        name = ".".join(map(str, names)) if names and each["type"] != "json_invalid" else str(where)  # which has a place in the body there
+        rule = doors.rule(request, each) or each["msg"].removeprefix("Value error, ")
         value = f" = {each['input'][:100]!r}" if isinstance(each.get("input"), str) else ""
         errors.append({"name": name, "in": where, "rule": rule})
         told.append(f"{name}{value}: {rule}")

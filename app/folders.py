@@ -4,11 +4,13 @@ The lock is the kernel's (`flock`): it goes when the last process that holds it 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -72,9 +74,37 @@ def free(folder: Path) -> bool:
         return lock is not None
 
 
+def unwritable(folder: Path, *names: str) -> str | None:
+    """Why nothing can be written into the folder, which may yet have to be made, or over files in it, if they are there; None: it can be.
+
+    Writes nothing."""
+    at = folder.absolute()
+    try:
+        while not at.exists():
+            at = at.parent
+        if not at.is_dir():
+            return os.strerror(errno.ENOTDIR)
+        there = [at / name for name in names if (at / name).exists()]
+        if os.access(at, os.W_OK | os.X_OK) and all(os.access(file, os.R_OK | os.W_OK) for file in there):
+            return None
+        return os.strerror(errno.EROFS if os.statvfs(at).f_flag & os.ST_RDONLY else errno.EACCES)
+    except OSError as error:
+        return error.strerror
+
+
+def has_room(folder: Path) -> bool:
+    """Whether so much as a ballast fits on the folder's disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
+
+
 def lay_ballast(folder: Path) -> None:
     """Takes room on the disk that `drop_ballast` gives back: when the disk is full, that can still be written down. Raises OSError."""
-    with (folder / BALLAST).open("wb") as file:
+    with (folder / BALLAST).open("ab") as file:  # what is there stays
         os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
 
 

@@ -22,7 +22,19 @@ import anyio
 import sqlalchemy as sa
 
 from app import folders, store
-from app.errors import RETRY_SECONDS, DiskFull, JobsAway, ModelExists, NotEnded, NotResumable, StoreAway, UnknownJob, told_when_full
+from app.errors import (
+    RETRY_SECONDS,
+    DiskFull,
+    JobsAway,
+    ModelExists,
+    NotEnded,
+    NotResumable,
+    NotWritable,
+    Problem,
+    StoreAway,
+    UnknownJob,
+    writing_below,
+)
 from app.ledger import AWAY, Ledger, Record, file_of, now
 from app.models import Models
 from app.orders import Event, Job, Order, Status
@@ -63,15 +75,23 @@ class Jobs:
     @property
     def _there(self) -> bool:
         """Whether there may be jobs of which this process knows nothing yet."""
-        return self._settings.jobs_url is not None or file_of(self._settings).exists()
+        return self._settings.jobs_url is not None or os.path.exists(file_of(self._settings))  # a folder that is shut hides it
 
     def resume(self) -> None:
         """Opens what an earlier run left, and goes on with its jobs."""
+        if why := self._unwritable():
+            _log.warning("%s", NotWritable.because(self._settings.train_dir, why))
+            if self._settings.jobs_url is None:
+                return
         if self._there:
             try:
                 self._open()
-            except AWAY as away:
+            except (*AWAY, OSError) as away:
                 _log.warning("the jobs' database does not answer: %s", away)
+
+    def _unwritable(self) -> str | None:
+        names = [file_of(self._settings).name + ending for ending in ("", "-wal", "-shm")]
+        return folders.unwritable(self._settings.train_dir, *names)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -96,14 +116,24 @@ class Jobs:
                 self._ledger, self._queue = ledger, queue
             return self._ledger, self._queue
 
+    def _told(self, error: Exception) -> Problem:
+        """What one of AWAY means: a table in a file may be all there, and its disk be full or shut."""
+        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF  # of an extended one, the kind
+        folder = self._settings.train_dir
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and not folders.has_room(folder)):
+            return DiskFull(f"train_dir = '{folder}' has no space left: nothing was changed; free some.")
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) and (why := self._unwritable()):
+            return NotWritable.because(folder, why)
+        return JobsAway(JobsAway.example, headers={"Retry-After": str(RETRY_SECONDS)})
+
     async def watch(self) -> None:
         """Counts the jobs every two seconds, and opens what could not be opened before."""
         while True:
             if self._ledger is not None or self._there:
                 try:
                     self.waiting = await self._with(lambda ledger, _: ledger.counts())
-                except JobsAway:
-                    _log.debug("the jobs' database does not answer")
+                except (JobsAway, NotWritable, DiskFull) as away:
+                    _log.debug("%s", away)
                 except Exception:
                     _log.exception("the training jobs could not be counted")
             await anyio.sleep(LOOK_SECONDS)
@@ -115,11 +145,10 @@ class Jobs:
             if id is not None and self._ledger is None and not self._there:
                 raise UnknownJob(f"id = {id!r}: there is no such training job.")
             try:
-                return work(*self._open())
+                with writing_below(self._settings.train_dir):
+                    return work(*self._open())
             except AWAY as error:
-                if getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                    raise DiskFull(f"train_dir = '{self._settings.train_dir}' has no space left: nothing was changed; free some.") from None
-                raise JobsAway(JobsAway.example, headers={"Retry-After": str(RETRY_SECONDS)}) from None
+                raise self._told(error) from None
 
         with anyio.move_on_after(ANSWER_SECONDS if self._settings.jobs_url is not None else math.inf):
             return await anyio.to_thread.run_sync(opened, limiter=self._threads, abandon_on_cancel=True)
@@ -145,12 +174,13 @@ class Jobs:
                 (folder / "parent").mkdir()
                 _link(parent, folder / "parent" / parent.name)
             self._store.order(id)
+            folders.lay_ballast(folder)  # the disk may be full by the time it is the job's turn
             return pictures
 
         def add(ledger: Ledger, queue: Queue) -> None:
             ledger.add(Record(job, order), lambda connection, record: queue.add(connection, id, record.job.attempt))
 
-        with told_when_full(self._settings.train_dir):
+        with writing_below(self._settings.train_dir):
             folder.mkdir(parents=True)
             try:
                 with folders.locked(folder):  # so that nobody takes it for a stray one
@@ -211,6 +241,7 @@ class Jobs:
 
             record = ledger.change(id, edit)
             if record.job.status == "cancelled":
+                folders.drop_ballast(folders.of(self._settings, id))
                 queue.cancel(id, record.job.attempt)
             return record.shown()
 
@@ -233,7 +264,12 @@ class Jobs:
                 record.crashes, record.crashed_at = 0, None
                 return True
 
-            return ledger.change(id, edit, enqueue=lambda connection, record: queue.add(connection, id, record.job.attempt)).shown()
+            def enqueue(connection: sa.Connection, record: Record) -> None:
+                if (folder := folders.of(self._settings, id)).is_dir():
+                    folders.lay_ballast(folder)
+                queue.add(connection, id, record.job.attempt)
+
+            return ledger.change(id, edit, enqueue=enqueue).shown()
 
         return await self._with(again, id)
 

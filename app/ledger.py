@@ -7,7 +7,7 @@ several machines: the clock by which a worker is silent is the database's.
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from app.errors import RETRY_SECONDS, JobsAway, ModelExists, ModelInUse, UnknownJob, UnknownModel
 from app.orders import ENDED, Event, Job, Order, Status
 from app.settings import Settings
+from app.store import StoreError
 
 SILENT_SECONDS = 10.0
 """A running job is shown as queued when its worker was not heard of for so long."""
@@ -104,14 +105,15 @@ _default = sa.Table(
 
 
 class Ledger:
-    """The tables. Blocks while the database works: to be called in threads. Connects when it is first asked for something."""
+    """The tables. Blocks while the database works: to be called in threads. Connects when it is first asked for something.
+
+    Raises StoreError for an address that is none.
+    """
 
     def __init__(self, url: str) -> None:
-        self.url = sa.make_url(url)
-        if self.url.get_backend_name() == "sqlite" and self.url.database:
+        self.url = _address(url)
+        if self.on_disk and self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        elif self.url.drivername in ("postgresql", "postgres"):
-            self.url = self.url.set(drivername="postgresql+psycopg")
         postgres = self.url.drivername == "postgresql+psycopg"
         patience = {name: value for name, value in PATIENCE.items() if postgres and name not in self.url.query}
         pool = (
@@ -121,9 +123,14 @@ class Ledger:
         clock = "extract(epoch from clock_timestamp())" if postgres else "(julianday('now') - 2440587.5) * 86400.0"
         self._rows = sa.select(_jobs, sa.cast(sa.literal_column(clock), sa.Double).label("clock"))
         self._made, self._making = False, threading.Lock()
-        if self.url.get_backend_name() == "sqlite":
+        if self.on_disk:
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is a file, on the disk where the jobs lie."""
+        return self.url.get_backend_name() == "sqlite"
 
     @classmethod
     def of(cls, settings: Settings) -> "Ledger":
@@ -298,6 +305,36 @@ def told_when_away() -> Iterator[None]:
 def file_of(settings: Settings) -> Path:
     """Where the table is unless the settings name a database."""
     return (settings.train_dir / "jobs.sqlite").absolute()
+
+
+def _address(text: str) -> sa.URL:
+    """With the driver that is there. Raises StoreError in words of ours: those of its readers may hold the password."""
+    try:
+        url = sa.make_url(text)
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        dialect = url.get_dialect()
+        dialect.import_dbapi()
+        arguments, options = dialect().create_connect_args(url)
+        if url.drivername == "postgresql+psycopg":
+            _make_sure(arguments, options)
+    except (ImportError, sa.exc.NoSuchModuleError):
+        raise StoreError(f"jobs_url = {text.partition(':')[0]}://… is no database that is known here: set postgresql://…") from None
+    except (ValueError, sa.exc.ArgumentError):
+        raise StoreError(
+            "jobs_url cannot be read: it must be postgresql://USER:PASSWORD@HOST:PORT/NAME, PORT a number, behind it options of libpq's"
+        ) from None
+    return url
+
+
+def _make_sure(arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """That the driver can read them. Raises ValueError."""
+    import psycopg  # not where no job was ever ordered
+
+    try:
+        psycopg.conninfo.make_conninfo(*arguments, **options)
+    except psycopg.ProgrammingError as unknown:
+        raise ValueError from unknown
 
 
 def now() -> datetime:

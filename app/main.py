@@ -47,11 +47,18 @@ SPARE_DECODERS = 2
 
 
 class Clearfold(FastAPI):
+    def __init__(self, access: Access, **options: Any) -> None:
+        self._access = access
+        super().__init__(**options)
+
     def openapi(self) -> dict[str, Any]:
-        """The schema, with the shape of a problem in it, which the framework would only give as application/json."""
-        schema = super().openapi()
-        schema["components"]["schemas"].setdefault("Problem", ProblemDetails.model_json_schema())
-        return schema
+        """The schema, with what the framework does not know: the shape of a problem, which it would only give as application/json, and
+        the keys, which it does not ask for."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            schema["components"]["schemas"]["Problem"] = ProblemDetails.model_json_schema()
+            self._access.describe(schema)
+        return super().openapi()
 
 
 def create_app(
@@ -64,6 +71,7 @@ def create_app(
     settings = settings or Settings()
     metrics, access = Metrics(), Access(settings)
     app = Clearfold(
+        access,
         title="Clearfold",
         summary="Noisy pictures in, clean pictures out.",
         version=__version__,
@@ -88,6 +96,7 @@ def create_app(
         ],
         form_limits={"max_files": settings.max_train_pictures},  # where the framework takes forms apart, which is for training alone
         responses=problem_responses(Internal),
+        redirect_slashes=False,  # a redirect has an empty body, which a client that does not follow it takes for a picture
         docs_url=None,
         redoc_url=None,
     )

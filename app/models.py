@@ -7,15 +7,17 @@ change, or all as after it.
 
 import json
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import anyio
+from pydantic import AfterValidator, WithJsonSchema
 from torch import Tensor
 
 from app import catalogue
@@ -26,15 +28,28 @@ from app.settings import Settings
 from app.store import FilesGone
 from core import AUTO, Auto, Card, Denoiser, WeightsError, hardware, weights
 
-__all__ = ["NO_NAMES", "RESERVED", "SUFFIX", "Models", "Taker", "keep", "kept_dir"]
+__all__ = ["NO_NAMES", "RESERVED", "SUFFIX", "ModelName", "Models", "Taker", "keep", "kept_dir"]
 
 NO_NAMES = (RESERVED, AUTO, "scratch")
 """No model's names: they have a meaning of their own."""
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 LOOK_SECONDS = 1.0
 PATIENCE_SECONDS = 3.0
 """So long at most a request waits for news of models; then it is answered by what is known."""
 MAX_CARD_BYTES = 1_000_000
 _log = logging.getLogger("clearfold")
+
+
+def _a_name(name: str) -> str:
+    if name in NO_NAMES:
+        raise ValueError("must be another name: this one has a meaning of its own")
+    if not re.fullmatch(NAME, name):
+        raise ValueError("must be small letters, digits, '.', '_' and '-', a letter or a digit first, at most 63 of them")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_a_name), WithJsonSchema({"type": "string", "pattern": NAME})]
+"""What a new model may be called."""
 
 
 class Taker(NamedTuple):
@@ -68,6 +83,7 @@ class Models:
         self._changing = threading.Lock()
         self._threads = anyio.CapacityLimiter(4)  # of its own: a database that hangs takes none from pictures
         self._told = ""
+        self._left_out: set[str] = set()
 
     @classmethod
     def load(cls, settings: Settings) -> "Models":
@@ -95,7 +111,7 @@ class Models:
                 known = True
             shipped = {path.stem: path for path in catalogue.files(self._settings.models_dir)}
             stamps: dict[str, Stamp] = {name: catalogue.stamp(path) for name, path in shipped.items()}
-            stamps |= kept
+            stamps = self._named(stamps | kept)
             if (stamps, chosen, known) == (before.stamps, before.chosen, before.known):
                 self._told = ""
                 return
@@ -120,6 +136,14 @@ class Models:
             if chosen in stamps and chosen not in served:  # it cannot be loaded: go on with the one before, if there was one
                 chosen, known = before.chosen, before.known
             self._shelf = Shelf(models, files, served, chosen, known)
+
+    def _named(self, stamps: dict[str, Stamp]) -> dict[str, Stamp]:
+        """Those but for what is no model's name: what lies under one could not be asked for by it."""
+        left_out = stamps.keys() & set(NO_NAMES)
+        for name in sorted(left_out - self._left_out):
+            _log.warning("%s is not served: this name has a meaning of its own: give the file another", name + SUFFIX)
+        self._left_out = left_out
+        return {name: stamp for name, stamp in stamps.items() if name not in left_out}
 
     def _load(self, name: str, stamp: Stamp, shipped: Path | None) -> tuple[Denoiser, Path]:
         path = shipped or self._catalogue.weights(name, stamp)
@@ -238,7 +262,7 @@ class Models:
 
     def take(self, uploaded: Path, name: str) -> Denoiser:
         """Serves an uploaded weights file, once it was proved to be one. Raises WeightsRefused or ModelExists."""
-        if name in self or name in NO_NAMES:
+        if name in self:
             raise ModelExists(f"model = {name!r}: a model with this name is there, and none is overwritten: choose another name.")
         try:
             values, metadata = weights.read(uploaded)

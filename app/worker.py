@@ -44,6 +44,7 @@ CRASHES = 5
 """So many deaths of the child without a step gained in between, and the job has failed."""
 LOST = 20
 """The same of workers: a job that takes the whole service with it, by its memory say, must not do so for ever."""
+FULL = "The disk is full: free some space and resume the job."
 READY_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 """After the database was away, or this process was, workers on other machines are given so long to be heard of again."""
@@ -92,6 +93,7 @@ class Worker:
                 _log.exception("the training jobs could not be looked through")
 
     def _sweep(self) -> None:
+        self._give_up_if_full()
         for record in self._ledger.active():
             if record.job.status == "queued":
                 if not self._queue.holds(record.job.id, record.job.attempt):
@@ -99,6 +101,28 @@ class Worker:
             elif self._abandoned(record):
                 self._again(record)
         self.swept = time.monotonic()
+
+    def _give_up_if_full(self) -> None:
+        """The job whose turn it is has failed when the disk is full: the queue lies there too, and nobody could take the job out of it."""
+        active = self._ledger.active() if self._ledger.on_disk else []
+        if not active or not all(record.job.status == "queued" or self._abandoned(record) for record in active):
+            return
+        seen, folder = active[0], folders.of(self._settings, active[0].job.id)
+        if folders.has_room(folder):
+            return
+        folders.drop_ballast(folder)
+
+        def edit(record: Record) -> bool:
+            if (record.job.attempt, record.job.status) != (seen.job.attempt, seen.job.status):
+                return False  # somebody has taken it after all
+            if record.job.status == "cancelling":
+                _end(record, "cancelled")
+            else:
+                _end(record, "failed", FULL)
+            return True
+
+        if self._ledger.change(seen.job.id, edit).ended:
+            self._queue.cancel(seen.job.id, seen.job.attempt)
 
     def _tidy(self) -> None:
         """Takes away what processes left behind that were killed while they cleared up, or while they made a thing."""

@@ -30,6 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import batch
 from app.accept import choose
+from app.doors import no_stray_fields
 from app.errors import (
     BadRequest,
     Busy,
@@ -170,6 +171,7 @@ async def _received(request: Request, kept: Kept, token: str | None, picture: Pi
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise Invalid("file is missing: send the picture as a file in the form's field 'file'.")
+            no_stray_fields(form.multi_items(), "file")
             await anyio.to_thread.run_sync(picture.copy, file.file)
             name = file.filename or ""
     elif content_type.startswith("image/") or content_type in ("application/octet-stream", ""):
@@ -499,6 +501,13 @@ def _respond(cleaned: Cleaned, upload_name: str, kept: str | None) -> Response:
     )
 
 
+def _only_files(sent: Sequence[UploadFile | str]) -> list[UploadFile]:
+    """Raises Invalid for a name where there should be a file, as `-F files=a.png` sends it."""
+    if words := [each for each in sent if isinstance(each, str)]:
+        raise Invalid(f"files = {words[0][:100]!r}: it must be a file, and is text: -F files=@…")
+    return [each for each in sent if isinstance(each, UploadFile)]
+
+
 @router.post(
     "/denoise/batch",
     summary="Denoise many pictures",
@@ -530,7 +539,9 @@ async def denoise_batch(
     async with AsyncExitStack() as held:
         held.enter_context(workers.batch())
         form = await held.enter_async_context(request.form(max_files=settings.max_batch_files))
-        uploads = [(each.filename or "picture", each.file) for each in form.getlist("files") if isinstance(each, UploadFile)]
+        if "files" in form:  # that there are none is told first
+            no_stray_fields(form.multi_items(), "files")
+        uploads = [(each.filename or "picture", each.file) for each in _only_files(form.getlist("files"))]
         found = await anyio.to_thread.run_sync(batch.files, uploads, settings)
         until_sent = held.pop_all()
 

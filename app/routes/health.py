@@ -18,7 +18,10 @@ class Ready(BaseModel):
     status: Literal["ready"] = Field(default="ready", examples=["ready"])
     device: str = Field(examples=["cpu"])
     dtype: str = Field(description="Precision that the network computes in.", examples=["bfloat16"])
-    model: str = Field(description="The model used when none is asked for.", examples=["gaussian"])
+    model: str = Field(
+        description="The default model; while the picture decides (`chosen` = `auto` in `GET /models`), the first of all.",
+        examples=["gaussian"],
+    )
 
 
 router = APIRouter(tags=["health"])

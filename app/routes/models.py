@@ -3,12 +3,13 @@
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import folders, samples
+from app.doors import no_stray_parameters
 from app.errors import (
     BadRequest,
     DiskFull,
@@ -18,25 +19,27 @@ from app.errors import (
     ModelInUse,
     NothingHere,
     NotReady,
+    NotWritable,
     StoreAway,
     TooLarge,
     UnknownModel,
     WeightsRefused,
     problem_responses,
-    told_when_full,
+    writing_below,
 )
-from app.models import RESERVED, SUFFIX, Models, kept_dir
+from app.models import RESERVED, SUFFIX, ModelName, Models, kept_dir
 from app.samples import Panel
 from app.state import ModelsNow, SettingsNow
 from core import Denoiser
 
 SUMMARY = ("title", "summary", "architecture", "weights", "data", "figures", "licence", "limits", "method", "note", "quality")
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
 class Model(BaseModel):
     name: str = Field(examples=["gaussian"])
-    default: bool = Field(description="Whether it is used when none is asked for.", examples=[True])
+    default: bool = Field(
+        description="Whether it is the default model; while the picture decides (`chosen` = `auto`), the first of all.", examples=[True]
+    )
     shipped: bool = Field(description="Whether it lies in models_dir, where the service changes nothing.", examples=[True])
     job: str | None = Field(description="The training job that made it here.", examples=[None])
     parent: str | None = Field(description="The model that it was started from.", examples=[None])
@@ -49,7 +52,9 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    default: str | None = Field(description="The model that stands first when none is asked for.", examples=["gaussian"])
+    default: str | None = Field(
+        description="The default model; while the picture decides (`chosen` = `auto`), the first of all.", examples=["gaussian"]
+    )
     chosen: str = Field(description="What was chosen as the default; `auto`: nothing, the picture decides.", examples=["auto"])
     models: list[Model]
 
@@ -65,7 +70,7 @@ class Chosen(BaseModel):
     previous: str = Field(description="With which to go back.", examples=["auto"])
 
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[Depends(no_stray_parameters)])
 
 
 @router.get("/models", summary="List the models")
@@ -75,13 +80,18 @@ async def list_models(models: ModelsNow) -> ModelList:
     return ModelList(default=models.default, chosen=models.chosen, models=[_told(models, each, SUMMARY) for each in models])
 
 
-@router.put("/models/default", summary="Choose the default model", responses=problem_responses(UnknownModel, Invalid, JobsAway))
-async def choose_model(choice: Choice, models: ModelsNow) -> Chosen:
+@router.put(
+    "/models/default",
+    summary="Choose the default model",
+    responses=problem_responses(UnknownModel, Invalid, JobsAway, DiskFull, NotWritable),
+)
+async def choose_model(choice: Choice, models: ModelsNow, settings: SettingsNow) -> Chosen:
     """From the next request on, also after a restart; on other replicas within two seconds. Pictures that are being denoised are finished
     with the model they began with."""
     await models.news()
     previous = models.chosen
-    await anyio.to_thread.run_sync(models.choose, choice.model)
+    with writing_below(settings.train_dir):
+        await anyio.to_thread.run_sync(models.choose, choice.model)
     return Chosen(default=models.chosen, previous=previous)
 
 
@@ -135,7 +145,7 @@ async def show_sample(
     status_code=201,
     responses={
         201: {"headers": {"Location": {"schema": {"type": "string"}, "example": "/models/my-scanner"}}},
-        **problem_responses(BadRequest, ModelExists, TooLarge, Invalid, WeightsRefused, JobsAway, StoreAway, DiskFull),
+        **problem_responses(BadRequest, ModelExists, TooLarge, Invalid, WeightsRefused, JobsAway, StoreAway, DiskFull, NotWritable),
     },
     openapi_extra={
         "requestBody": {
@@ -146,10 +156,10 @@ async def show_sample(
     },
 )
 async def take_model(
-    request: Request, response: Response, name: Annotated[str, InPath(pattern=NAME)], models: ModelsNow, settings: SettingsNow
+    request: Request, response: Response, name: Annotated[ModelName, InPath()], models: ModelsNow, settings: SettingsNow
 ) -> Model:
     """The body is the safetensors file. It is served once its shapes fit, its numbers are finite and its card can be read."""
-    with told_when_full(settings.train_dir), folders.workshop(kept_dir(settings)) as folder:
+    with writing_below(settings.train_dir), folders.workshop(kept_dir(settings)) as folder:
         uploaded = folder / "uploaded.safetensors"
         with uploaded.open("wb") as file:
             async for chunk in request.stream():
@@ -163,12 +173,13 @@ async def take_model(
     "/models/{name}",
     summary="Delete a model",
     status_code=204,
-    responses=problem_responses(UnknownModel, ModelInUse, JobsAway),
+    responses=problem_responses(UnknownModel, ModelInUse, JobsAway, NotWritable),
 )
-async def delete_model(name: str, models: ModelsNow) -> None:
+async def delete_model(name: str, models: ModelsNow, settings: SettingsNow) -> None:
     """One that was trained or brought here, and is not the default."""
     await models.news()
-    await anyio.to_thread.run_sync(models.remove, name)
+    with writing_below(settings.train_dir):
+        await anyio.to_thread.run_sync(models.remove, name)
 
 
 def _told(models: Models, denoiser: Denoiser, keys: tuple[str, ...] | None = None) -> Model:

@@ -10,6 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app import samples
+from app.doors import no_stray_parameters
 from app.errors import (
     BadRequest,
     DiskFull,
@@ -21,6 +22,7 @@ from app.errors import (
     NothingHere,
     NothingMore,
     NotResumable,
+    NotWritable,
     PicturesRefused,
     StoreAway,
     TooLarge,
@@ -29,14 +31,13 @@ from app.errors import (
     problem_responses,
 )
 from app.folders import LOG, SAMPLE
-from app.models import NO_NAMES
+from app.models import ModelName
 from app.orders import Activate, Job, Method, Order, Status
 from app.samples import Panel
 from app.state import AccessNow, DecodersNow, JobsNow, ModelsNow, SettingsNow
 from app.uploads import lay_pictures
 
 SCRATCH = "scratch"
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 LOOK_SECONDS = 0.4
 AWAY_SECONDS = 2.0
 RECONNECT_MILLISECONDS = 2000
@@ -54,10 +55,9 @@ class Wishes(BaseModel):
         "`x_2.png`, or `x_noisy.png` and `x_clean.png`, or equal names in two folders. `noisy`: noisy ones and nothing else.",
         examples=["noisy"],
     )
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None,
-        pattern=NAME,
-        description="Name for the new model: small letters, digits, '.', '_', '-'.",
+        description="Name for the new model: small letters, digits, '.', '_', '-', at most 63.",
         examples=["my-scanner"],
     )
     minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="How long to train.", examples=[10])
@@ -67,7 +67,8 @@ class Wishes(BaseModel):
     sigma_max: float = Field(default=55, ge=0, le=100, allow_inf_nan=False, description="Most Gaussian noise, in 8-bit steps.")
     parent: str | None = Field(
         default=None,
-        description=f"Model to start from, `{SCRATCH}` for none; by default the default model.",
+        description=f"Model to start from, `{SCRATCH}` for none; by default the default model, or the first of all where the picture "
+        "decides.",
         examples=[SCRATCH],
     )
     activate: Activate = Field(
@@ -80,8 +81,6 @@ class Wishes(BaseModel):
     def _a_range(self) -> Self:
         if self.sigma_min > self.sigma_max:
             raise ValueError(f"sigma_min = {self.sigma_min:g} must not be above sigma_max = {self.sigma_max:g}")
-        if self.model in NO_NAMES:
-            raise ValueError(f"model = {self.model!r} must be another name: this one has a meaning of its own")
         if self.method != "clean" and self.model_fields_set & {"noise", "sigma_min", "sigma_max"}:
             raise ValueError(
                 f"noise, sigma_min and sigma_max are for method = 'clean': with {self.method!r} the pictures bring their noise"
@@ -94,7 +93,7 @@ class JobList(BaseModel):
     next: str | None = Field(description="The address of the page after this one.", examples=["/train?limit=20&before=9b1c4e02"])
 
 
-router = APIRouter(tags=["training"])
+router = APIRouter(tags=["training"], dependencies=[Depends(no_stray_parameters)])
 
 
 @router.post(
@@ -107,7 +106,17 @@ router = APIRouter(tags=["training"])
             "headers": {"Location": {"schema": {"type": "string"}, "example": "/train/9b1c4e02"}},
         },
         **problem_responses(
-            BadRequest, Forbidden, UnknownModel, ModelExists, TooLarge, Invalid, PicturesRefused, JobsAway, StoreAway, DiskFull
+            BadRequest,
+            Forbidden,
+            UnknownModel,
+            ModelExists,
+            TooLarge,
+            Invalid,
+            PicturesRefused,
+            JobsAway,
+            StoreAway,
+            DiskFull,
+            NotWritable,
         ),
     },
 )
@@ -246,7 +255,11 @@ async def show_log(id: str, jobs: JobsNow) -> Response:
     return Response(log, media_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"})
 
 
-@router.post("/train/{id}/cancel", summary="Cancel a training job", responses=problem_responses(UnknownJob, JobsAway, DiskFull))
+@router.post(
+    "/train/{id}/cancel",
+    summary="Cancel a training job",
+    responses=problem_responses(UnknownJob, JobsAway, DiskFull, NotWritable),
+)
 async def cancel_job(id: str, jobs: JobsNow) -> Job:
     """One that is queued is cancelled at once, one that runs within two seconds; its checkpoint is kept. Does nothing to one that ended."""
     return await jobs.cancel(id)
@@ -256,7 +269,7 @@ async def cancel_job(id: str, jobs: JobsNow) -> Job:
     "/train/{id}/resume",
     summary="Resume a training job",
     status_code=202,
-    responses=problem_responses(UnknownJob, NotResumable, ModelExists, JobsAway, DiskFull),
+    responses=problem_responses(UnknownJob, NotResumable, ModelExists, JobsAway, DiskFull, NotWritable),
 )
 async def resume_job(id: str, jobs: JobsNow) -> Job:
     """One that was cancelled or failed goes into the queue once more, and on from its last checkpoint."""
@@ -264,7 +277,10 @@ async def resume_job(id: str, jobs: JobsNow) -> Job:
 
 
 @router.delete(
-    "/train/{id}", summary="Delete a training job", status_code=204, responses=problem_responses(UnknownJob, NotEnded, JobsAway, DiskFull)
+    "/train/{id}",
+    summary="Delete a training job",
+    status_code=204,
+    responses=problem_responses(UnknownJob, NotEnded, JobsAway, DiskFull, NotWritable),
 )
 async def delete_job(id: str, jobs: JobsNow) -> None:
     """One that has ended, with its files. The model that it made stays."""

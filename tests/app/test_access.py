@@ -167,6 +167,29 @@ def test_scopes_are_those_of_the_key_and_without_keys_all():
     assert access().scopes(Headers()) == {"denoise", "train", "admin"}
 
 
+def test_the_schema_tells_of_keys_where_there_are_some(serve):
+    def doors(**settings) -> dict:
+        with serve(Toy(), **settings) as client:
+            schema = client.get("/openapi.json").json()
+        assert ("securitySchemes" in schema["components"]) == ("api_keys" in settings)
+        return {f"{method} {path}": each for path, methods in schema["paths"].items() for method, each in methods.items()}
+
+    for door, each in doors(api_keys=KEY, allowed_hosts="testserver").items():
+        method, path = door.split()
+        assert "421" in each["responses"]
+        if asked(access(KEY), method.upper(), path) is None:
+            assert ("security" in each, "401" in each["responses"]) == (False, False), door
+        else:
+            scope = scope_of(method.upper(), path)
+            assert each["security"] == [{"bearer": [scope]}, {"header": [scope]}]
+            assert {"401", "403"} <= set(each["responses"]), door
+            assert each["responses"]["401"]["content"][PROBLEM_JSON]["examples"]["Unauthorized"]["value"]["status"] == 401
+    assert not any("security" in each or "401" in each["responses"] for each in doors().values())
+    public = {door for door, each in doors(host="0.0.0.0", open_to_anyone=True).items() if "403" in each["responses"]}
+    assert "get /train" in public
+    assert not public & {"post /denoise", "get /models", "get /metrics", "get /livez"}
+
+
 def test_a_key_that_may_train_does_not_choose_the_default_model_by_it(serve):
     with serve(Toy(), api_keys=f"{KEY}:train {OTHER}:train+admin") as client:
         picture = {"files": ("a.png", encoded(noise(100, 96)))}

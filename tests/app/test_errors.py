@@ -89,6 +89,14 @@ def test_a_value_against_its_rule_is_named_for_machines_too(serve):
     assert [(each["name"], each["in"]) for each in problem["errors"]] == [("strength", "query"), ("quality", "query")]
 
 
+def test_a_slash_too_many_is_told_and_not_led_on(serve):
+    with serve(Toy()) as client:
+        answer = client.post("/denoise/", content=PNG, follow_redirects=False)
+        assert_shape(answer, 404, "/denoise/")
+        assert answer.json()["detail"] == "Nothing lives at /denoise/: ask for /denoise, without the slash behind it."
+        assert client.get("/nowhere/").json()["detail"] == "Nothing lives at /nowhere/: see /docs for what does."
+
+
 def kinds(kind: type[Problem] = Problem) -> list[type[Problem]]:
     return [below for each in kind.__subclasses__() for below in (each, *kinds(each))]
 

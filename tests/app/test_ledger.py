@@ -9,6 +9,7 @@ from app import ledger
 from app.errors import ModelExists, UnknownJob
 from app.ledger import Ledger, Record, now
 from app.orders import Job, Order
+from app.store import StoreError
 
 
 @pytest.fixture
@@ -127,3 +128,22 @@ def test_the_address_of_a_postgresql_database_is_taken_with_the_driver_that_is_t
     monkeypatch.setattr(ledger._tables, "create_all", lambda engine: None)
     assert Ledger("postgresql://user:secret@host/jobs").url.drivername == "postgresql+psycopg"
     assert made[0].password == "secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://user:secret@host:port/jobs", "jobs_url cannot be read: it must be postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ("postgresql://user:secret@[::1/jobs", "jobs_url cannot be read: "),
+        ("nonsense", "jobs_url cannot be read: "),
+        ("postgresql://user:secret@x/y?port=none", "jobs_url cannot be read: "),
+        ("postgresql://user:secret@x/y?colour=blue", "jobs_url cannot be read: "),
+        ("mysql://user:secret@x/y", "jobs_url = mysql://… is no database that is known here: set postgresql://…"),
+        ("postgresql+nothing://user:secret@x/y", "jobs_url = postgresql+nothing://… is no database that is known here"),
+    ],
+)
+def test_an_address_of_no_database_is_told_without_its_password(url, told):
+    with pytest.raises(StoreError) as refused:
+        Ledger(url)
+    assert str(refused.value).startswith(told)
+    assert "secret" not in str(refused.value)

@@ -1,11 +1,13 @@
 """Whose jobs a worker takes over, and whose it leaves alone."""
 
+import errno
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from test_ledger import record
 
 from app import folders, worker
@@ -26,6 +28,9 @@ class Waiting:
 
     def add(self, connection: object, id: str, attempt: int) -> None:
         self.there.append((id, attempt))
+
+    def cancel(self, id: str, attempt: int) -> None:
+        self.there.remove((id, attempt))
 
     def holds(self, id: str, attempt: int) -> bool:
         return (id, attempt) in self.there
@@ -222,6 +227,73 @@ def test_on_a_full_disk_there_is_room_to_write_down_how_a_job_ended(ledger, queu
     assert not any(there)  # whenever something was written down, from its beginning to its end
     assert len(there) >= 2
     assert (ledger[id].job.status, ledger[id].job.reason) == ("failed", "The disk is full.")
+
+
+@pytest.fixture
+def full(ledger, settings, monkeypatch):
+    """A disk without room, but for what is given back: `full()` says whether anything can be written."""
+    change = ledger.change
+    laid = [folders.of(settings, id) / folders.BALLAST for id in ledger.ids()]
+
+    def write(*given, **named):
+        if all(ballast.exists() for ballast in laid):
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("database or disk is full"))
+        return change(*given, **named)
+
+    def fill():
+        laid[:] = [folders.of(settings, id) / folders.BALLAST for id in ledger.ids()]
+        monkeypatch.setattr(folders, "has_room", lambda folder: False)
+        monkeypatch.setattr(ledger, "change", write)
+
+    return fill
+
+
+@pytest.mark.parametrize(("before", "after"), [("queued", "failed"), ("running", "failed"), ("cancelling", "cancelled")])
+def test_on_a_full_disk_a_job_that_nobody_can_take_has_failed_with_the_reason(sweep, ledger, queue, settings, job, full, before, after):
+    id, next = job(before), job("queued")
+    for each in (id, next):
+        queue.add(None, each, 1)
+        folders.lay_ballast(folders.of(settings, each))
+    full()
+    sweep()
+    assert (ledger[id].job.status, ledger[id].job.reason) == (after, worker.FULL if after == "failed" else None)
+    assert queue.there == [(next, 1)]  # whose turn comes when this one is over
+    assert state(ledger, next) == ("queued", 1)
+    sweep()
+    assert (ledger[next].job.status, ledger[next].job.reason) == ("failed", "The disk is full: free some space and resume the job.")
+
+
+def test_a_full_disk_is_for_the_job_that_runs_there_to_tell_of(sweep, ledger, queue, settings, job, full):
+    job("queued")
+    running = job("running")
+    queue.add(None, "job0", 1)
+    full()
+    with folders.locked(folders.of(settings, running)):
+        sweep()
+    assert (state(ledger, "job0"), state(ledger, running)) == (("queued", 1), ("running", 1))
+
+
+def test_room_is_what_a_ballast_fits_in(tmp_path, monkeypatch):
+    assert folders.has_room(tmp_path)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders.os, "posix_fallocate", full)
+    assert not folders.has_room(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_nothing_can_be_written_is_found_without_writing(tmp_path, monkeypatch):
+    assert folders.unwritable(tmp_path / "not/yet/there", "jobs.sqlite") is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert folders.unwritable(tmp_path / "file") == "Not a directory"
+    assert folders.unwritable(tmp_path / "file/in/it") == "Not a directory"
+    assert folders.unwritable(tmp_path / ("n" * 300)) == "File name too long"
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: path == tmp_path)
+    assert folders.unwritable(tmp_path, "file") == "Permission denied"
+    assert folders.unwritable(tmp_path, "none") is None
 
 
 def test_folders_that_belong_to_no_job_are_strays_unless_somebody_fills_them(settings, job):

@@ -318,7 +318,10 @@ def test_a_region_outside_the_picture_is_refused(serve, crop):
         ({"strength": "nan"}, "strength = 'nan': Input should be a finite number."),
         ({"quality": "0"}, "quality = '0': Input should be greater than or equal to 1."),
         ({"format": "xcf"}, "format = 'xcf': must be one of png, jpeg, webp, tiff, bmp, gif, avif, heic."),
-        ({"sigmma": "25"}, "sigmma = '25': Extra inputs are not permitted."),
+        (
+            {"sigmma": "25"},
+            "sigmma = '25': there is no such parameter. There are: sigma, strength, model, format, quality, metadata, crop, keep.",
+        ),
     ],
 )
 def test_a_wish_against_its_rule_is_refused_by_name(serve, query, detail):
@@ -345,6 +348,44 @@ def test_what_is_no_whole_picture_is_refused(serve, send, status, words):
         answer = client.post("/denoise", **send)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "field", "value", "told"),
+    [
+        ("/denoise", "file", "sigma", "15", "sigma = '15': sigma is a parameter of the address, not of the form: /denoise?sigma=15."),
+        ("/denoise", "file", "crop", "a b", "crop = 'a b': crop is a parameter of the address, not of the form: /denoise?crop=a%20b."),
+        ("/denoise", "file", "colour", "blue", "colour = 'blue': there is no such field. There are: file."),
+        (
+            "/denoise/batch",
+            "files",
+            "sigma",
+            "5",
+            "sigma = '5': sigma is a parameter of the address, not of the form: /denoise/batch?sigma=5.",
+        ),
+        ("/denoise/batch", "files", "keep", "true", "keep = 'true': there is no such field. There are: files."),
+        ("/denoise/batch", "files", "files", "b.png", "files = 'b.png': it must be a file, and is text: -F files=@…"),
+    ],
+)
+def test_a_wish_in_the_form_is_not_passed_over_in_silence(serve, path, name, field, value, told):
+    with serve(Toy()) as client:
+        answer = client.post(path, files={name: ("a.png", PNG)}, data={field: value})
+    assert (answer.status_code, answer.json()["detail"]) == (422, told)
+
+
+def test_a_file_beside_the_pictures_is_refused_by_the_name_of_its_field(serve):
+    with serve(Toy()) as client:
+        answer = client.post("/denoise/batch", files=[("files", ("a.png", PNG)), ("file", ("b.png", PNG))])
+    assert (answer.status_code, answer.json()["detail"]) == (422, "file: there is no such field. There are: files.")
+
+
+def test_of_several_files_it_is_said_where_to_send_them(serve):
+    with serve(Toy()) as client:
+        answer = client.post("/denoise", files=[("file", ("a.png", PNG)), ("file", ("b.png", PNG))])
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == (
+        "There are more files than one, which is all that /denoise takes: send several to /denoise/batch, in 'files'."
+    )
 
 
 def test_a_picture_of_too_many_pixels_is_refused_with_the_limit(serve):

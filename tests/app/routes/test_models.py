@@ -1,6 +1,7 @@
 """/models: listed, told, sent, brought, chosen and taken away."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -106,7 +107,14 @@ def test_what_is_no_model_is_refused_and_leaves_nothing_behind(live, same, tmp_p
         assert str(tmp_path) not in answer.json()["detail"], what
     assert put(live, "..", same).status_code in (404, 405, 422)
     assert put(live, "default", same).status_code == 422
-    assert put(live, "auto", same).status_code == 409
+    refused = put(live, "auto", same)
+    assert (refused.status_code, refused.json()["detail"]) == (
+        422,
+        "name = 'auto': must be another name: this one has a meaning of its own.",
+    )
+    assert put(live, "Mine!", same).json()["detail"] == (
+        "name = 'Mine!': must be small letters, digits, '.', '_' and '-', a letter or a digit first, at most 63 of them."
+    )
     assert [path for path in (tmp_path / "train").rglob("*") if path.is_file()] == []
 
 
@@ -180,3 +188,42 @@ def test_no_request_fails_or_mixes_models_while_the_default_changes(live, same, 
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("body", "type", "told"),
+    [
+        (b'{"model": "same"}', None, "body: send a JSON object, with Content-Type: application/json, such as %s."),
+        (b'["same"]', "application/json", "body: send a JSON object, with Content-Type: application/json, such as %s."),
+        (b"", "application/json", "body: send a JSON object, with Content-Type: application/json, such as %s."),
+        (b"{'model': 'same'}", "application/json", "body: it is no JSON (Expecting property name enclosed in double quotes): "
+         "send an object such as %s."),
+        (b'{"model": "same", "name": "x"}', "application/json", "name = 'x': there is no such field. There are: model."),
+        (b'{"model": 5}', "application/json", "model: Input should be a valid string."),
+    ],
+)  # fmt: skip
+def test_a_choice_that_is_none_is_told_what_one_looks_like(live, body, type, told):
+    answer = live.put("/models/default", content=body, headers={"Content-Type": type} if type else {})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == told.replace("%s", '{"model": "my-scanner"}')
+
+
+def test_a_wish_that_no_door_of_these_has_is_not_passed_over_in_silence(live, same):
+    answer = live.put("/models/mine?activate=always", content=same)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "activate = 'always': there is no such parameter. There are: none."
+
+
+@pytest.mark.parametrize("folder", ["models", "train/models"])
+def test_a_file_under_a_name_with_a_meaning_of_its_own_is_left_out_and_told_once(models_dir, tmp_path, caplog, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    for name in ("auto", "default", "good"):
+        shutil.copy(models_dir / "same.safetensors", tmp_path / folder / f"{name}.safetensors")
+    settings = Settings(models_dir=tmp_path / "models", train_dir=tmp_path / "train", device="cpu")
+    with TestClient(create_app(settings)) as client:
+        assert [each["name"] for each in client.get("/models").json()["models"]] == ["good"]
+        assert client.get("/models/default").json()["name"] == "good"
+        client.app_state["models"].refresh()
+    assert [told for told in caplog.messages if "is not served" in told] == [
+        f"{name}.safetensors is not served: this name has a meaning of its own: give the file another" for name in ("auto", "default")
+    ]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import zipfile
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 from toys import DEADLINE_SECONDS, Toy, decoded, encoded, noise, wait_for
 
 import app
 from app import folders, worker
+from app.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
 
@@ -244,11 +247,17 @@ def test_an_unknown_job_is_said_to_be_unknown(live):
         (PICTURES, {"sigma_min": "30", "sigma_max": "20"}, 422, "sigma_min = 30 must not be above sigma_max = 20"),
         (PICTURES, {"sigma_max": "nan"}, 422, "sigma_max = 'nan': Input should be a finite number."),
         (PICTURES, {"minutes": "9999"}, 422, "minutes = 9999: max_train_minutes = 1440: ask for fewer."),
-        (PICTURES, {"model": "../evil"}, 422, "model = '../evil': String should match pattern"),
-        (PICTURES, {"model": "default"}, 422, "model = 'default' must be another name"),
+        (PICTURES, {"model": "../evil"}, 422, "model = '../evil': must be small letters, digits, '.', '_' and '-', a letter or"),
+        (PICTURES, {"model": "default"}, 422, "model = 'default': must be another name: this one has a meaning of its own."),
+        (
+            PICTURES,
+            {"model": "m" * 64},
+            422,
+            "': must be small letters, digits, '.', '_' and '-', a letter or a digit first, at most 63 of them.",
+        ),
         (PICTURES, {"model": "same"}, 409, "model = 'same': a model with this name is there"),
         (PICTURES, {"parent": "nobody"}, 404, "model = 'nobody': there is no such model. There are: 'same'."),
-        (PICTURES, {"colour": "blue"}, 422, "colour = 'blue': Extra inputs are not permitted."),
+        (PICTURES, {"colour": "blue"}, 422, "colour = 'blue': there is no such field. There are: files, method, model, minutes,"),
         (PICTURES, {"method": "magic"}, 422, "method = 'magic': Input should be 'clean', 'pairs' or 'noisy'"),
         (PICTURES, {"method": "noisy", "sigma_max": "20"}, 422, "are for method = 'clean'"),
         (PICTURES, {"method": "pairs"}, 422, "files holds 3 pictures, and 4 are needed at least, one pair to train on"),
@@ -262,6 +271,22 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing_behind(live, tmp_p
     assert live.get("/train").json()["jobs"] == []
 
 
+def test_a_wish_in_the_address_is_not_passed_over_in_silence(live, tmp_path):
+    told = {
+        "?method=noisy&model=x": "method = 'noisy': method is a field of the form, not of the address: -F method=noisy; "
+        "model = 'x': model is a field of the form, not of the address: -F model=x.",
+        "?colour=blue": "colour = 'blue': there is no such parameter. There are: none.",
+    }
+    for query, detail in told.items():
+        answer = live.post(f"/train{query}", files=PICTURES, data={"minutes": "1"})
+        assert (answer.status_code, answer.json()["detail"]) == (422, detail)
+        assert answer.json()["errors"][0]["in"] == "query"
+    assert not (tmp_path / "train").exists()
+    assert live.get("/train?state=running").json()["detail"] == (
+        "state = 'running': there is no such parameter. There are: limit, before, status."
+    )
+
+
 def test_more_files_than_are_taken_are_refused_in_words_of_ours(serve):
     with serve(Toy(), max_train_pictures=2) as client:
         answer = client.post("/train", files=[*PICTURES, *PICTURES])
@@ -269,10 +294,11 @@ def test_more_files_than_are_taken_are_refused_in_words_of_ours(serve):
     assert answer.json()["detail"] == "There are more files than max_train_pictures = 2: send fewer at a time."
 
 
-def test_a_disk_that_is_full_from_the_start_is_told_and_nothing_is_left(live, tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
+
+def test_a_disk_that_is_full_from_the_start_is_told_and_nothing_is_left(live, tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "pwrite", full)
     answer = live.post("/train", files=PICTURES)
     assert (answer.status_code, answer.json()["title"]) == (507, "The disk is full")
@@ -281,3 +307,62 @@ def test_a_disk_that_is_full_from_the_start_is_told_and_nothing_is_left(live, tm
 
 def test_the_number_of_an_event_is_none_without_end(live):
     assert live.get("/train/00000000/events", headers={"Last-Event-ID": "9" * 25}).status_code == 422
+
+
+def test_a_train_dir_that_is_none_is_told_at_the_start_and_to_whoever_would_write_there(settings, tmp_path, models_dir, caplog):
+    (tmp_path / "train").write_text("a file in the folder's place")
+    told = f"train_dir = '{tmp_path}/train' cannot be written (Not a directory): give it to this user, or set CLEARFOLD_TRAIN_DIR."
+    with TestClient(create_app(settings)) as client:
+        assert told in caplog.messages
+        assert client.post("/denoise", content=encoded(noise())).status_code == 200
+        assert client.get("/train").json()["jobs"] == []
+        for answer in (
+            client.post("/train", files=PICTURES),
+            client.put("/models/mine", content=(models_dir / "same.safetensors").read_bytes()),
+            client.put("/models/default", json={"model": "same"}),
+        ):
+            assert (answer.status_code, answer.json()["title"]) == (507, "The folder for training cannot be written")
+            assert answer.json()["detail"] == told
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "room", "kind"),
+    [
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "Read-only file system", True, "not-writable"),
+        (sqlite3.SQLITE_CANTOPEN, "Permission denied", True, "not-writable"),
+        (sqlite3.SQLITE_CANTOPEN, None, True, "jobs-away"),
+        (sqlite3.SQLITE_BUSY, "Permission denied", True, "jobs-away"),
+        (sqlite3.SQLITE_FULL, None, True, "disk-full"),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, None, False, "disk-full"),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, None, True, "jobs-away"),
+    ],
+)
+def test_a_table_on_a_disk_that_is_shut_or_full_is_not_one_that_does_not_answer(live, monkeypatch, code, why, room, kind):
+    def shut(self):
+        cause = sqlite3.OperationalError("the library's own words")
+        cause.sqlite_errorcode = code
+        raise sa.exc.OperationalError("INSERT", {}, cause)
+
+    monkeypatch.setattr(Jobs, "_open", shut)
+    monkeypatch.setattr(folders, "unwritable", lambda folder, *names: why)
+    monkeypatch.setattr(folders, "has_room", lambda folder: room)
+    answer = live.post("/train", files=PICTURES)
+    assert answer.json()["type"] == f"urn:clearfold:problem:{kind}"
+    assert answer.status_code == (503 if kind == "jobs-away" else 507)
+    assert ("Retry-After" in answer.headers) == (kind == "jobs-away")
+    assert (f"cannot be written ({why}): give it to this user" in answer.json()["detail"]) == (kind == "not-writable")
+
+
+def test_room_to_tell_of_a_full_disk_is_there_from_the_order_on_and_again_when_it_is_resumed(settings, monkeypatch):
+    with TestClient(create_app(settings.model_copy(update={"train_here": False}))) as client:
+        id = post(client)["id"]
+        ballast = folders.of(settings, id) / folders.BALLAST
+        assert ballast.stat().st_blocks * 512 >= folders.BALLAST_BYTES
+        client.post(f"/train/{id}/cancel")
+        assert not ballast.exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(folders.os, "posix_fallocate", full)
+            assert client.post(f"/train/{id}/resume").status_code == 507
+            assert client.get(f"/train/{id}").json()["status"] == "cancelled"
+        assert client.post(f"/train/{id}/resume").json()["status"] == "queued"
+        assert ballast.exists()
