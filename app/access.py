@@ -21,8 +21,8 @@ from starlette.datastructures import Headers
 from app.errors import Forbidden, Misdirected, Problem, Unauthorized, problem_responses
 from app.settings import Settings
 
-Scope = Literal["denoise", "train", "admin"]
-SCOPES: tuple[Scope, ...] = ("denoise", "train", "admin")
+Scope = Literal["denoise", "train", "admin", "metrics"]
+SCOPES: tuple[Scope, ...] = ("denoise", "train", "admin", "metrics")
 HASHED = re.compile(r"sha256\$([0-9a-f]{64})")
 MIN_KEY_CHARACTERS = 24
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -39,6 +39,7 @@ SCOPED: tuple[tuple[str, re.Pattern[str], Scope], ...] = (
     (".*", re.compile(r"/denoise(/.*)?"), "denoise"),
     ("GET|HEAD", re.compile(r"/models(/.*)?"), "denoise"),
     (".*", re.compile(r"/train(/.*)?"), "train"),
+    ("GET|HEAD", re.compile(METRICS), "metrics"),
 )
 """Methods, paths, and the scope that they need. What is not listed here, and not open, needs `admin`."""
 
@@ -142,11 +143,13 @@ def new_key() -> tuple[str, str]:
 
 
 def _key(entry: str) -> Key:
-    """`KEY`, `KEY:denoise+train` or `sha256$DIGEST:admin`; every scope if none is named."""
+    """`KEY`, `KEY:denoise+train` or `sha256$DIGEST:admin`; every scope if none is named. Who is `admin` reads metrics, too."""
     secret, _, named = entry.partition(":")
     scopes = frozenset(named.split("+")) if named else frozenset(SCOPES)
     if unknown := scopes - set(SCOPES):
         raise AccessError(f"CLEARFOLD_API_KEYS names the scope '{min(unknown)}': there are {', '.join(SCOPES)}")
+    if "admin" in scopes:
+        scopes |= {"metrics"}
     if hashed := HASHED.fullmatch(secret):
         return Key(bytes.fromhex(hashed[1]), scopes)
     if len(secret) < MIN_KEY_CHARACTERS:

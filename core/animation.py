@@ -1,4 +1,4 @@
-"""Puts still pictures, each encoded by itself, together into one animated file, GIF, PNG or WebP, and takes such a PNG apart.
+"""Puts still pictures, each encoded by itself, together into one animated file, GIF, PNG or WebP, and takes such a GIF or PNG apart.
 
 Every frame that is put there covers the whole canvas and stands by itself, so that one after the other can be written and forgotten.
 Decodes no pixel.
@@ -6,14 +6,19 @@ Decodes no pixel.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
 from core.metadata import png_chunk
 
+Bytes = bytes | mmap.mmap
+
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 MAX_DELAY = 65_535  # of what a format counts in
+GIF_PICTURE, GIF_EXTENSION, GIF_END = 0x2C, 0x21, 0x3B  # how its blocks begin
+GIF_CONTROL, GIF_APPLICATION = 0xF9, 0xFF  # how an extension goes on
 
 
 class Animation(Protocol):
@@ -38,7 +43,7 @@ class Gif:
 
     def add(self, still: bytes, milliseconds: int) -> None:
         table_bits = still[10] & 7
-        at = 13 + (3 << table_bits + 1 if still[10] & 0x80 else 0)
+        at = 13 + _gif_table_bytes(still[10])
         table, clear, clear_index = still[13:at], 0, 0
         while still[at] == 0x21:  # extensions
             if still[at + 1] == 0xF9:
@@ -95,16 +100,88 @@ class Png:
         self._number += 1
 
 
+CLEAR = (0, 0, 0, 0)
+
+
 class Part(NamedTuple):
-    """A frame as an animated PNG has it: a PNG of its own, where it lies on the canvas, and how."""
+    """A frame as an animated file has it: a picture of its own, where it lies on the canvas, and how."""
 
     still: bytes
     left: int
     top: int
+    width: int
+    height: int
     milliseconds: int
     over: bool  # what is seen through it, rather than in its place
-    cleared: bool  # when it has been shown
+    cleared: tuple[int, int, int, int] | None  # to that colour and alpha, when it has been shown
     undone: bool
+
+
+def gif_count(file: Bytes) -> int:
+    """Of its pictures, by their blocks, which is much less work than to decode them."""
+    return sum(file[begin] == GIF_PICTURE for begin, _ in _gif_blocks(file))
+
+
+def gif_parts(file: Bytes) -> Iterator[Part]:
+    """Every frame, each as it is asked for. ValueError for a block between them that is cut short. Source: GIF89a specification.
+
+    What is cleared becomes the background's colour, or, by the custom of readers, nothing where the frame has a transparent colour.
+    """
+    table_flags, table = file[10] & 0x87, file[13 : 13 + _gif_table_bytes(file[10])]
+    background = 3 * file[11] if 3 * file[11] < len(table) else 0
+    backdrop = (*table[background : background + 3], 255) if table else CLEAR
+    control = b"\0\0\0\0"
+    for begin, end in _gif_blocks(file):
+        if file[begin] == GIF_PICTURE:
+            left, top, width, height, flags = struct.unpack_from("<4HB", file, begin + 1)
+            data = begin + 10 + _gif_table_bytes(flags)
+            chosen_flags, chosen = (flags & 0x87, file[begin + 10 : data]) if flags & 0x80 else (table_flags, table)
+            how, delay, clear = struct.unpack("<BHB", control)
+            still = (
+                b"GIF89a" + struct.pack("<HHBBB", width, height, chosen_flags, 0, 0) + chosen
+                + b"\x21\xf9\x04" + struct.pack("<BHBB", how & 1, 0, clear, 0)
+                + b"\x2c" + struct.pack("<4HB", 0, 0, width, height, flags & 0x40) + file[data:end]
+            )  # fmt: skip
+            disposal = how >> 2 & 7
+            cleared = None if disposal != 2 else CLEAR if how & 1 else backdrop
+            yield Part(still, left, top, width, height, 10 * delay, True, cleared, disposal in (3, 4))  # 4: what some wrote for 3
+            control = b"\0\0\0\0"
+        elif end > len(file):
+            raise ValueError("an extension is cut short")
+        elif file[begin + 1] == GIF_CONTROL and file[begin + 2] >= 4:
+            control = file[begin + 3 : begin + 7]
+
+
+def gif_plays(file: Bytes) -> int | None:
+    """How many times it is shown, 0 for ever; None: not told before the first frame."""
+    told = None
+    for begin, end in _gif_blocks(file):
+        if file[begin] == GIF_PICTURE:
+            break
+        block = file[begin:end]
+        if block[1] == GIF_APPLICATION and block[2:14] == b"\x0bNETSCAPE2.0" and block[14] >= 3 and block[15] == 1:
+            again = int.from_bytes(block[16:18], "little")  # after the first time
+            told = again and again + 1
+    return told
+
+
+def _gif_blocks(file: Bytes) -> Iterator[tuple[int, int]]:
+    """Where each begins and ends, up to the last; that may be behind the file, where it is cut short. What is no block is passed over."""
+    at = 13 + _gif_table_bytes(file[10])
+    while at < len(file) and file[at] != GIF_END:
+        begin = at
+        if file[at] not in (GIF_PICTURE, GIF_EXTENSION):
+            at += 1
+            continue
+        at += 11 + _gif_table_bytes(file[at + 9]) if file[at] == GIF_PICTURE else 2
+        while at < len(file) and file[at]:
+            at += file[at] + 1
+        at += 1
+        yield begin, at
+
+
+def _gif_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def png_parts(file: bytes | memoryview) -> Iterator[Part]:
@@ -138,7 +215,8 @@ def _part(head: dict[bytes, bytes], control: bytes, data: list[bytes]) -> Part:
         raise ValueError("a frame leads out of the canvas")
     own = head | {b"IHDR": struct.pack(">II", width, height) + head[b"IHDR"][8:], b"IDAT": b"".join(data), b"IEND": b""}
     still = PNG_HEAD + b"".join(png_chunk(kind, body) for kind, body in own.items())
-    return Part(still, left, top, round(1000 * delay / (unit or 100)), blend == 1, disposal == 1, disposal == 2)
+    milliseconds, cleared = round(1000 * delay / (unit or 100)), CLEAR if disposal == 1 else None
+    return Part(still, left, top, width, height, milliseconds, blend == 1, cleared, disposal == 2)
 
 
 def _png_chunks(still: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:

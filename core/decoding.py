@@ -333,33 +333,53 @@ def open_png(data: Data, limits: Limits) -> Opened:
 
 
 def _animated_png(clean: memoryview, said: Metadata, count: int, limits: Limits) -> Opened:
-    """Frames as a reader shows them, one laid over the other: Pillow lays what is half transparent wrongly, and never undoes that."""
+    """Laid here, for Pillow lays what is half transparent wrongly, and never undoes that."""
     width, height = struct.unpack_from(">II", clean, 16)
     _check_frames(count, count * width * height, limits)
+
+    def strips(still: bytes) -> Iterator[tuple[int, Samples]]:
+        yield from _vips_strips(_loaded(pyvips.Image.pngload_source, still, fail_on="error"), "uint8")
+
+    frames = _laid((width, height), count, functools.partial(animation.png_parts, clean), strips, said, limits)
+    return Opened("png", count, width, height, count * width * height, frames, animation.png_plays(clean))
+
+
+def _laid(
+    size: tuple[int, int], count: int, parts: Callable[[], Iterator[animation.Part]],
+    strips: Callable[[bytes], Iterator[tuple[int, Samples]]], said: Metadata, limits: Limits, opaque: bool = False,
+) -> Callable[[GoOn], Iterator[tuple[Frame, Fill]]]:  # fmt: skip
+    """Frames as a reader shows them, one laid over the other. `opaque`: one through which nothing is seen comes without alpha."""
+    width, height = size
     orientation, metadata = _upright(said)
 
     def frames(go_on: GoOn) -> Iterator[tuple[Frame, Fill]]:
-        canvas, parts = np.zeros((height, width, 4), np.uint8), animation.png_parts(clean)
+        canvas, coming, grey = np.zeros((height, width, 4), np.uint8), parts(), True
         for _ in range(count):
             look = _timed(limits, lambda _: go_on())
-            part = next(parts)
-            image = _loaded(pyvips.Image.pngload_source, part.still, fail_on="error")
-            place = canvas[part.top : part.top + image.height, part.left : part.left + image.width]
+            look(0)
+            part, alpha = next(coming), False
+            place = canvas[part.top : part.top + part.height, part.left : part.left + part.width]
             before = place.copy() if part.undone else None
-            for top, strip in _vips_strips(image, "uint8"):
+            for top, strip in strips(part.still):
                 look(top)
-                _lay(strip, place[top : top + len(strip)], part.over)
-            chosen = [0] if image.bands < 3 else [0, 1, 2]
-            if image.bands in (2, 4) or canvas[..., 3].min() < 255:
+                rows = place[top : top + len(strip)]
+                _lay(strip[: len(rows), : rows.shape[1]], rows, part.over)  # what leads out of the canvas is not seen
+                grey &= strip.shape[-1] < 3
+                alpha = strip.shape[-1] in (2, 4) and not opaque
+            chosen = [0] if grey else [0, 1, 2]
+            if alpha or canvas[..., 3].min() < 255:
                 chosen.append(3)
             yield _frame(
-                (width, height), len(chosen), "uint8", orientation, metadata, functools.partial(_canvas_strips, canvas, chosen), limits,
+                size, len(chosen), "uint8", orientation, metadata, functools.partial(_canvas_strips, canvas, chosen), limits,
                 milliseconds=part.milliseconds,
             )  # fmt: skip
-            if part.cleared or before is not None:
-                place[:] = 0 if before is None else before
+            if part.cleared is not None:
+                place[:] = part.cleared
+                grey &= len({*part.cleared[:3]}) == 1
+            elif before is not None:
+                place[:] = before
 
-    return Opened("png", count, width, height, count * width * height, frames, animation.png_plays(clean))
+    return frames
 
 
 def _lay(strip: Samples, place: Samples, over: bool) -> None:
@@ -368,6 +388,11 @@ def _lay(strip: Samples, place: Samples, over: bool) -> None:
     colours, alpha = strip[..., : 1 if C < 3 else 3], strip[..., -1:] if C in (2, 4) else np.full_like(strip[..., -1:], 255)
     if not over:
         place[..., :3], place[..., 3:] = colours, alpha
+        return
+    seen = alpha > 0
+    if (alpha[seen] == 255).all():
+        np.copyto(place[..., :3], colours, where=seen)
+        np.copyto(place[..., 3:], alpha, where=seen)
         return
     above = alpha / np.float32(255)
     below = place[..., 3:] / np.float32(255) * (1 - above)
@@ -616,12 +641,16 @@ def _by_pillow(
                     image.fp.close()  # a decoder's own output, whole, which Pillow has taken its pixels from
                 look(0)
                 shown = round(image.info.get("duration") or 0)
-                mode = ("L" if grey or image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
+                mode = _mode(image, grey)
                 strips = functools.partial(_pillow_strips, image, mode)
                 yield _frame(image.size, len(mode), "uint8", orientation, said, strips, limits, milliseconds=shown)
 
     loop = image.info.get("loop") if count > 1 else None
     return Opened(name, count, width, height, count * width * height, frames, loop)
+
+
+def _mode(image: Image.Image, grey: bool = False) -> str:
+    return ("L" if grey or image.mode in GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
 
 
 def _pillow_strips(image: Image.Image, mode: str) -> Iterator[tuple[int, Samples]]:
@@ -673,25 +702,30 @@ def open_bmp(data: Data, limits: Limits) -> Opened:
 
 
 def open_gif(data: Data, limits: Limits) -> Opened:
-    _check_frames(_gif_frames(data), 0, limits)  # before Pillow, which counts them by way of their pixels
-    opened = _by_pillow("gif", _files(data), GifImageFile, limits)
-    return dataclasses.replace(opened, loop=opened.loop and opened.loop + 1)  # it counts what comes after the first time
+    count = animation.gif_count(data)
+    _check_frames(count, 0, limits)  # before Pillow, which counts them by way of their pixels
+    return _animated_gif(data, count, limits) if count > 1 else _by_pillow("gif", _files(data), GifImageFile, limits)
 
 
-def _gif_frames(data: Data) -> int:
-    """Counts pictures by their blocks, which is much less work than to decode them. Source: GIF89a specification."""
-    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    count = 0
-    while at < len(data) and data[at] != 0x3B:
-        if data[at] == 0x2C:
-            count += 1
-            at += 11 + (3 << (data[at + 9] & 7) + 1 if data[at + 9] & 0x80 else 0)
-        else:
-            at += 2
-        while at < len(data) and data[at]:
-            at += data[at] + 1
-        at += 1
-    return count
+def _animated_gif(data: Data, count: int, limits: Limits) -> Opened:
+    """Laid here, for Pillow clears and undoes some frames wrongly. The first frame widens a screen that it leads out of."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    pixels = 0
+    for number, part in enumerate(animation.gif_parts(data)):
+        if number == 0:
+            width, height = max(width, part.left + part.width), max(height, part.top + part.height)
+            _check_size(width, height, limits)
+        _check_size(part.left + part.width, part.top + part.height, limits)
+        pixels += max(width * height, part.width * part.height)
+    _check_frames(count, pixels, limits)
+    frames = _laid((width, height), count, functools.partial(animation.gif_parts, data), _gif_strips, Metadata(), limits, opaque=True)
+    return Opened("gif", count, width, height, count * width * height, frames, animation.gif_plays(data))
+
+
+def _gif_strips(still: bytes) -> Iterator[tuple[int, Samples]]:
+    with GifImageFile(io.BytesIO(still)) as image:
+        image.load()
+        yield from _pillow_strips(image, _mode(image))
 
 
 def open_avif(data: Data, limits: Limits) -> Opened:

@@ -34,7 +34,9 @@ def asked(gate: Access, method: str, path: str, **headers: str) -> int | None:
         ("PATCH", "/models/gaussian", "admin"),
         ("POST", "/train", "train"),
         ("GET", "/train/9b1c", "train"),
-        ("GET", "/metrics", "admin"),
+        ("GET", "/metrics", "metrics"),
+        ("HEAD", "/metrics", "metrics"),
+        ("POST", "/metrics", "admin"),
         ("GET", "/denoiser", "admin"),
         ("POST", "/whatever/comes", "admin"),
     ],
@@ -83,7 +85,7 @@ def test_no_key_is_kept_or_shown():
     ("keys", "words"),
     [
         ("short", "holds a key of 5 characters, and 24 are needed"),
-        (f"{KEY}:root", "names the scope 'root': there are denoise, train, admin"),
+        (f"{KEY}:root", "names the scope 'root': there are denoise, train, admin, metrics"),
     ],
 )
 def test_a_key_against_the_rules_stops_the_start(keys, words):
@@ -164,7 +166,7 @@ def test_scopes_are_those_of_the_key_and_without_keys_all():
     gate = access(f"{KEY}:denoise+train")
     assert gate.scopes(Headers({"x-api-key": KEY})) == {"denoise", "train"}
     assert gate.scopes(Headers({"x-api-key": OTHER})) == frozenset()
-    assert access().scopes(Headers()) == {"denoise", "train", "admin"}
+    assert access().scopes(Headers()) == {"denoise", "train", "admin", "metrics"}
 
 
 def test_the_schema_tells_of_keys_where_there_are_some(serve):

@@ -1065,6 +1065,164 @@ def test_frames_of_a_png_without_alpha_become_clear_where_they_are_cleared(dispo
     assert whole(second).tolist() == ([[[0, 0], [200, 255], [0, 0]]] if disposal else [[[9], [200], [9]]])
 
 
+@dataclasses.dataclass
+class GifFrame:
+    """As the specification names it: what a file says of one picture."""
+
+    left: int
+    top: int
+    indexes: NDArray[np.uint8]  # (H, W)
+    disposal: int = 0
+    clear: int | None = None  # the transparent colour's index
+    table: bytes = b""  # its own
+    interlaced: bool = False
+    delay: int = 3  # hundredths of a second
+
+
+RAMP = bytes(level for index in range(8) for level in 3 * [index])  # a grey table to Pillow: every index is its own level
+
+
+def gif_codes(indexes: bytes, bits: int = 3) -> bytes:
+    """Blocks of codes of one length, each an index: the table of strings is emptied before it would need a longer one."""
+    codes, clear = [1 << bits], 1 << bits
+    for number, index in enumerate(indexes, 1):
+        codes += [index, clear] if number % (clear - 2) == 0 else [index]
+    packed = sum(code << (bits + 1) * number for number, code in enumerate([*codes, clear + 1]))
+    data = packed.to_bytes((packed.bit_length() + 7) // 8, "little")
+    return b"".join(bytes([len(data[at : at + 255])]) + data[at : at + 255] for at in range(0, len(data), 255)) + b"\0"
+
+
+def gif_of(frames: list[GifFrame], H: int, W: int, table: bytes = b"", between: bytes = b"", again: int | None = None) -> bytes:
+    """Tables have 8 colours, of which the background has number 5. `between`: what stands before each frame."""
+    parts = [b"GIF89a" + struct.pack("<HHBBB", W, H, 0xF2 if table else 0x70, 5, 0) + table]
+    if again is not None:
+        parts.append(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", again) + b"\0")
+    for frame in frames:
+        height, width = frame.indexes.shape
+        how = frame.disposal << 2 | (frame.clear is not None)
+        passes = [slice(0, None, 8), slice(4, None, 8), slice(2, None, 4), slice(1, None, 2)] if frame.interlaced else [slice(None)]
+        parts += [
+            between,
+            b"\x21\xf9\x04" + struct.pack("<BHBB", how, frame.delay, frame.clear or 0, 0),
+            b"\x2c" + struct.pack("<4HB", frame.left, frame.top, width, height, 0x82 * bool(frame.table) | 0x40 * frame.interlaced),
+            frame.table + b"\x03" + gif_codes(b"".join(frame.indexes[rows].tobytes() for rows in passes)),
+        ]
+    return b"".join(parts) + b"\x3b"
+
+
+def gif_shown(frames: list[GifFrame], H: int, W: int, table: bytes = b"") -> list[NDArray[np.uint8]]:
+    """(H, W, 4) of each, pixel by pixel, by the words of the specification.
+
+    But the canvas begins as nothing, and what is cleared of a frame with a transparent colour becomes that too, as libnsgif has it.
+    """
+    canvas, told = np.zeros((H, W, 4), np.uint8), []
+    for frame in frames:
+        colours, before = frame.table or table, canvas.copy()
+        pixels = [(frame.top + y, frame.left + x, int(index)) for (y, x), index in np.ndenumerate(frame.indexes)]
+        pixels = [(y, x, index) for y, x, index in pixels if y < H and x < W]
+        for y, x, index in pixels:
+            if index != frame.clear:
+                canvas[y, x] = [*colours[3 * index : 3 * index + 3], 255]
+        told.append(canvas.copy())
+        for y, x, _ in pixels:
+            if frame.disposal == 2:
+                canvas[y, x] = [*table[15:18], 255] if table and frame.clear is None else 0
+            elif frame.disposal == 3:
+                canvas[y, x] = before[y, x]
+    return told
+
+
+def seen(came: Picture) -> NDArray[np.uint8]:
+    """(H, W, 4), nothing where it is clear."""
+    alpha = torch.full(came.samples.shape[:2], 255, dtype=torch.uint8) if came.alpha is None else came.alpha
+    both = torch.cat((came.samples.expand(-1, -1, 3), alpha.unsqueeze(-1)), dim=-1)
+    return np.where(both[..., 3:] > 0, both, 0)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_frames_of_a_gif_lie_over_one_another_and_are_undone_as_they_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    H, W, count, whole_first = *(int(side) for side in rng.integers(1, 20, 2)), 5, rng.random() < 0.5
+
+    def frame(number: int) -> GifFrame:
+        left, top = (0, 0) if number == 0 and whole_first else (int(rng.integers(side)) for side in (W, H))
+        width, height = (W, H) if number == 0 and whole_first else (int(rng.integers(1, side + 1)) for side in (W - left, H - top))
+        return GifFrame(
+            left, top, rng.integers(0, 8, (height, width), dtype=np.uint8), int(rng.integers(4)),
+            int(rng.integers(8)) if rng.random() < 0.6 else None,
+            rng.bytes(24) if rng.random() < 0.4 else RAMP if rng.random() < 0.4 else b"",
+            bool(rng.integers(2)), int(rng.integers(1, 1000)),
+        )  # fmt: skip
+
+    frames, table = [frame(number) for number in range(count)], rng.bytes(24) if rng.random() < 0.6 else RAMP
+    between = [b"", b"\x21\xfe\x02hi\x03all\0", b"\0\0"][seed % 3]
+    data = gif_of(frames, H, W, table, between, again=4)
+    stack, came = images.open(data), all_frames(data)
+    assert (stack.count, stack.height, stack.width, stack.pixels, stack.loop) == (count, H, W, count * H * W, 5)
+    assert [one.milliseconds for one in came] == [10 * one.delay for one in frames]
+    for number, (one, expected) in enumerate(zip(came, gif_shown(frames, H, W, table), strict=True)):
+        assert np.array_equal(seen(one), expected), number
+        assert (one.alpha is None) == (expected[..., 3].min() == 255)
+        grey = all((each.table or table) == RAMP for each in frames[: number + 1])
+        painted = any(each.disposal == 2 and each.clear is None for each in frames[:number])
+        assert one.grey == (grey and (table == RAMP or not painted))
+
+
+@pytest.mark.parametrize(
+    ("clear", "table", "left"),
+    [(2, RAMP, [0, 0]), (None, RAMP, [5, 255]), (2, b"", [0, 0]), (None, b"", [0, 0])],
+)
+def test_what_a_frame_of_a_gif_clears_is_the_background_or_clear_though_it_was_opaque_before(
+    clear: int | None, table: bytes, left: list[int]
+) -> None:
+    first = GifFrame(0, 0, np.full((2, 3), 1, np.uint8), table=RAMP)
+    second = GifFrame(1, 0, np.full((2, 1), 2, np.uint8), disposal=2, clear=clear, table=RAMP)
+    third = GifFrame(0, 0, np.full((1, 1), 3, np.uint8), table=RAMP)
+    last = whole(all_frames(gif_of([first, second, third], 2, 3, table))[2])
+    expected = [[[3, 255], left, [1, 255]], [[1, 255], left, [1, 255]]]
+    assert last.tolist() == (expected if left[1] == 0 else [[pixel[:1] for pixel in row] for row in expected])
+
+
+def test_a_gif_shows_as_much_of_a_frame_as_lies_on_the_canvas_which_is_as_large_as_the_first() -> None:
+    rng = np.random.default_rng(3)
+    places = [(1, 2, 6, 4), (5, 3, 9, 9), (30, 0, 2, 2), (0, 40, 3, 3)]
+    frames = [GifFrame(x, y, rng.integers(0, 8, (h, w), dtype=np.uint8), disposal) for disposal, (x, y, w, h) in enumerate(places)]
+    data, H, W = gif_of(frames, 5, 4, RAMP), 6, 7
+    assert (images.open(data).height, images.open(data).width) == (H, W)
+    for one, expected in zip(all_frames(data), gif_shown(frames, H, W, RAMP), strict=True):
+        assert np.array_equal(seen(one), expected)
+
+
+def test_a_gifs_frames_are_measured_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [GifFrame(0, 0, np.zeros(shape, np.uint8)) for shape in ((2, 3), (2, 3), (9, 20))]
+    data = gif_of(frames, 2, 3, RAMP)
+    monkeypatch.delattr(decoding, "GifImageFile")
+    for limits, words in (
+        (Limits(max_pixels=179), "the picture has 180 pixels; at most max_pixels = 179 are accepted"),
+        (Limits(max_side_pixels=19), "the picture is 20 x 9; a side may be at most max_side_pixels = 19"),
+        (Limits(max_total_pixels=191), "frames have 192 pixels together; at most max_total_pixels = 191 are accepted"),
+        (Limits(max_frames=2), "the file holds 3 frames; at most max_frames = 2 are accepted"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            images.open(data, limits)
+    assert images.open(data, Limits(max_pixels=180, max_side_pixels=20, max_total_pixels=192, max_frames=3)).pixels == 18
+
+
+def test_an_animated_gif_that_is_cut_short_is_refused() -> None:
+    rng = np.random.default_rng(4)
+    frames = [GifFrame(0, 0, rng.integers(0, 8, (9, 9), dtype=np.uint8), interlaced=number == 1) for number in range(3)]
+    data = gif_of(frames, 9, 9, RAMP, between=b"\x21\xfe\x05words\0")
+    begin = data.rindex(b"\x21\xfe")
+    control = begin + 9
+    picture = control + 8
+    for length in {*range(begin + 1, len(data) - 2)} - {control, picture}:  # there a block ends, and nothing tells of another
+        with pytest.raises(ImageError, match="the gif picture is broken, cut short"):
+            all_frames(data[:length])
+    early = gif_of(frames[:2], 9, 9, RAMP).replace(gif_codes(frames[1].indexes[[0, 8, 4, 2, 6, 1, 3, 5, 7]].tobytes()), gif_codes(b"\1\2"))
+    with pytest.raises(ImageError, match="the gif picture is broken, cut short"):
+        all_frames(early)
+
+
 def test_a_format_of_one_picture_takes_no_more() -> None:
     with pytest.raises(ImageError, match="the file holds 3 frames, and jpeg holds one: choose one of png, webp, tiff, gif"):
         images.write_all(iter(all_frames(moving("gif"))), io.BytesIO(), "jpeg", 3)
