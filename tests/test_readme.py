@@ -98,7 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def service(folder: Path) -> Iterator[str]:
     """The service with the shipped weights, on a free port."""
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(Settings()), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))

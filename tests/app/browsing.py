@@ -39,7 +39,7 @@ expect.set_options(timeout=DEADLINE_SECONDS * 1000 / 3)
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """The address of `app`, on a free port of its own."""
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))

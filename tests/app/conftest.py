@@ -72,7 +72,7 @@ def listening(tmp_path: Path, decoders: Decoders) -> Callable[..., AbstractConte
     def serving(**limits: Any) -> Iterator[Address]:
         settings = Settings(models_dir=tmp_path, train_dir=tmp_path, device="cpu", **limits)
         app = create_app(settings, lambda settings: Models(settings, cast(Denoiser, Toy())), decoders)
-        with socket.socket() as port:
+        with socket.socket(proto=socket.IPPROTO_TCP) as port:  # or asyncio would not send what is small at once
             port.bind(("127.0.0.1", 0))
             server = uvicorn.Server(uvicorn.Config(app, http=protocol(settings), log_level="critical"))
             thread = threading.Thread(target=server.run, args=([port],))

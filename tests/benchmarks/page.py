@@ -100,7 +100,7 @@ async def look(address: str, picture: bytes) -> None:
 def main() -> None:
     sizes = [file.stat().st_size for file in WEB.rglob("*") if file.suffix in (".js", ".css") and "docs" not in file.parts]
     print(f"{'script and style':44} {sum(sizes) / 1000:5.1f} kB in {len(sizes)} files")
-    with socket.socket() as listening, tempfile.TemporaryDirectory() as folder:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening, tempfile.TemporaryDirectory() as folder:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(Settings(train_dir=Path(folder))), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
