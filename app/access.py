@@ -93,7 +93,7 @@ class Access:
                 return Forbidden(
                     "Another site asks through a browser, and no API keys are set: ask from the service's own page, or set keys."
                 )
-            if self.public and needed != "denoise" and path != METRICS:
+            if self._shut(path, needed):
                 return Forbidden(f"{path} needs an API key of scope '{needed}', and none are set here: see CLEARFOLD_API_KEYS.")
             return None
         key = given(headers)
@@ -119,10 +119,14 @@ class Access:
                 if self.keys and not OPEN.fullmatch(path):
                     operation["security"] = [{name: [needed]} for name in SCHEMES]
                     refusals += [Unauthorized, Forbidden]
-                elif self.public and not OPEN.fullmatch(path) and needed != "denoise" and path != METRICS:
+                elif not OPEN.fullmatch(path) and self._shut(path, needed):
                     refusals += [Forbidden]
                 for status, answer in problem_responses(*refusals).items():
                     operation["responses"].setdefault(str(status), answer)
+
+    def _shut(self, path: str, needed: Scope) -> bool:
+        """Whether a door is for nobody while the service is open to anyone."""
+        return self.public and needed != "denoise" and path != METRICS
 
     def _key(self, text: str) -> Key | None:
         digest, found = hashlib.sha256(text.encode()).digest(), None

@@ -215,14 +215,15 @@ def denoise(
     for given in paths:
         try:
             there = data.find([given])
-            found = [path for path in there if given.is_file() or not _ours(path, given, output)]
+            ours = set() if given.is_file() else {path for path in there if _ours(path, given, output)}
+            found = [path for path in there if path not in ours]
         except DataError as missing:
             failed.append(str(missing))
             continue
         if given.is_file() and not found:
             found = [given]
         originals = {path.with_suffix("") for path in found}
-        passed_over += [path for path in there if path not in found and _written(path) and _original(path) not in originals]
+        passed_over += sorted(path for path in ours if _written(path) and _original(path) not in originals)
         if not found:
             failed.append(f"{given} holds no picture")
         sources += [archive.Source(path, given if given.is_dir() else path.parent) for path in found]
@@ -317,7 +318,7 @@ def train(
         data=tuple(folders),
         out=output,
         method=method,
-        steps=7000 if steps is None else steps,
+        steps=trainer.Recipe.steps if steps is None else steps,
         batch=batch,
         patch=patch,
         sigma=(sigma_min / 255, sigma_max / 255),
@@ -549,7 +550,7 @@ def _settings(**given: Any) -> "Settings":
     """The environment's settings, and what is given and not None; one that is wrong is named."""
     from pydantic import ValidationError
 
-    from app.settings import SECRET, Settings
+    from app.settings import Settings
 
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
@@ -557,8 +558,7 @@ def _settings(**given: Any) -> "Settings":
         for each in wrong.errors():
             name, message = ".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")
             # A mistake of several settings has no name, and comes with all values there are.
-            value = "" if name in SECRET else f" = {each['input']!r}"
-            _say(f"CLEARFOLD_{name.upper()}{value}: {message}" if name else message)
+            _say(f"CLEARFOLD_{name.upper()} = {each['input']!r}: {message}" if name else message)
         raise typer.Exit(1) from None
 
 
@@ -576,15 +576,19 @@ def _see_whether_free(host: str, port: int) -> None:
     except OSError as unknown:
         _say(f"host = {host!r} is no address of this machine ({unknown.strerror}): try 127.0.0.1, or 0.0.0.0 for every one, and --port")
         raise typer.Exit(1) from None
+    refused: list[OSError] = []
     for family, kind, protocol, _, address in found:
-        with socket.socket(family, kind, protocol) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port that was just closed is free
-            try:
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port that was just closed is free
                 tried.bind(address)
-            except OSError as taken:
-                remedy = "stop what listens there, or choose another with --port" if taken.errno == errno.EADDRINUSE else "choose another"
-                _say(f"nobody can listen on {host} port {port} ({taken.strerror}): {remedy}")
-                raise typer.Exit(1) from None
+        except OSError as why:
+            refused.append(why)
+    taken = next((why for why in refused if why.errno == errno.EADDRINUSE), None)
+    if taken or len(refused) == len(found):  # a name may have addresses that this machine lacks, of IPv6 say
+        remedy = "stop what listens there, or choose another with --port" if taken else "choose another"
+        _say(f"nobody can listen on {host} port {port} ({(taken or refused[0]).strerror}): {remedy}")
+        raise typer.Exit(1)
 
 
 def _shelf() -> list[Path]:

@@ -128,6 +128,7 @@ def _lifespan(
             )
             for model in models:
                 metrics.device.labels(str(model.device), str(model.dtype).removeprefix("torch."), model.name).set(1)
+            await anyio.to_thread.run_sync(app.openapi)  # by which doors know what they take: not made at the first request
             jobs = Jobs(models, settings)
             metrics.watch("clearfold_jobs_queued", "Training jobs that wait.", lambda: jobs.waiting.get("queued", 0))
             metrics.watch("clearfold_jobs_unfinished", "Training jobs that wait or run.", lambda: sum(jobs.waiting.values()))

@@ -277,15 +277,15 @@ class _Run:
         generator = torch.Generator().manual_seed(recipe.seed)
         if recipe.initial is None:
             return cls(ARCHITECTURES[recipe.architecture](generator), recipe.architecture, judge, device, ranks, {})
-        network, card = weights.load(recipe.initial)
+        network, for_grey, card = weights.load_both(recipe.initial)
         architecture = card["architecture"]
         # Of a parent that is told levels, and a child that is not, one network can't stay as it is.
         apart = judge.source.grey and weights.untold(card) == judge.source.untold
-        both = [_served(recipe.initial, grey=True), network] if apart else [network]
+        learns = for_grey if apart and for_grey is not None else network
         if (architecture, recipe.architecture) == ("gated", "deep"):
-            both, architecture = [deepened(each, generator) for each in both], "deep"
-        colours = {p.name: p.value for each in both[1:] for p in each.param()}
-        return cls(both[0], architecture, judge, device, ranks, colours)
+            learns, network, architecture = deepened(learns, generator), deepened(network, generator), "deep"
+        colours = {p.name: p.value.clone() for p in network.param()} if apart else {}
+        return cls(learns, architecture, judge, device, ranks, colours)
 
     @classmethod
     def resumed(cls, recipe: Recipe, judge: _Judge, device: torch.device, ranks: Alone) -> _Run:

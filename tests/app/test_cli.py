@@ -438,9 +438,15 @@ def test_a_wrong_setting_is_named(clearfold: Clearfold, monkeypatch: pytest.Monk
     [
         ("RATE_LIMIT", "lots", "CLEARFOLD_RATE_LIMIT = 'lots': a rate must be a number and a time, as 60/minute or 5/second"),
         ("STORE_URL", "s3://a/b", "store_url = 's3://a/b' needs a database that tells what lies there: set jobs_url = postgresql://…"),
+        ("JOBS_URL", "mysql://x:hush@y/z", "jobs_url = mysql://… is no database that is known here: set postgresql://…"),
         *(
-            ("JOBS_URL", url, "CLEARFOLD_JOBS_URL: jobs_url must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
-            for url in ("nonsense", "mysql://x:hush@y/z", "postgresql://x:hush@y:port/z")
+            (
+                "JOBS_URL",
+                url,
+                "jobs_url cannot be read: it must be postgresql://USER:PASSWORD@HOST:PORT/NAME, PORT a number, "
+                "behind it options of libpq's",
+            )
+            for url in ("nonsense", "postgresql://x:hush@y:port/z")
         ),
     ],
 )
